@@ -1,0 +1,165 @@
+"""The server's side of one consumer: what it opened, its ring, and whether it still lives.
+
+Everything here is about one consumer alone, so that whatever happens to it happens to no other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import secrets
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from augproto.errors import ConfigError, NoRoom, NotAllowed, UnknownStream
+from augproto.layout import Layout
+from augproto.messages import ArraySpec, Define, Open, Opened
+from augproto.segment import Segment
+from augproto.session import Session
+from augproto.spec import Spec
+from augproto.structure import names_to_wire
+from augserver.config import Config
+from augserver.datasets.arrays import ArrayDataset, attach
+from augserver.datasets.store import HANDED, check_roots
+from augserver.recipe import Recipe
+
+#: With less room than asked for, a ring gets as many slots as fit, but at least these.
+FEWEST_SLOTS = 3
+#: Fields of a configured stream that a consumer may set for itself.
+CHANGEABLE = ("batch_size", "shuffle", "seed", "shard", "drop_remainder", "subset")
+
+_log = logging.getLogger("augserver.server")
+
+
+@dataclass(slots=True)
+class Ringed:
+    """A stream that is open: its ring and its dataset."""
+
+    opened: Opened
+    define: Define
+    segment: Segment
+    dataset: ArrayDataset
+
+
+@dataclass(slots=True)
+class Conversation:
+    """One consumer.
+
+    Attributes:
+        wish: What it asked to open, until that is done.
+        loading: The dataset that the wish waits for.
+        holds: Whether it has said Want: from then on it holds its segment, or is dead.
+    """
+
+    identity: bytes
+    session: Session
+    program: str = ""
+    wish: tuple[Open, Spec] | None = None
+    loading: Future[ArrayDataset] | None = None
+    ringed: Ringed | None = None
+    holds: bool = False
+
+    @property
+    def dead(self) -> bool:
+        """Whether its process is provably gone (not merely silent)."""
+        return self.holds and self.ringed is not None and not self.ringed.segment.consumer_lives()
+
+
+def spec_of(wish: Open, config: Config) -> Spec:
+    """The spec that a consumer asked for, checked against what the server allows.
+
+    Raises:
+        ConfigError: There is no such stream, or a field cannot be served.
+        NotAllowed: A path or a transform outside what the config allows.
+    """
+    if (wish.stream is None) == (wish.spec is None):
+        raise ConfigError("open: wanted the name of a stream, or a spec, and not both")
+    if wish.stream is not None:
+        if wish.stream not in config.streams:
+            known = ", ".join(sorted(config.streams)) or "none"
+            raise UnknownStream(
+                f"open: this server has no stream {wish.stream!r:.80}; it has: {known}"
+            )
+        spec = config.streams[wish.stream]
+        for key in wish.changes:
+            if key not in CHANGEABLE:
+                raise NotAllowed(
+                    f"open: {key!r:.80} of a configured stream is the server's; a consumer may set "
+                    + ", ".join(CHANGEABLE)
+                )
+        return Spec.from_wire(spec.to_wire() | wish.changes) if wish.changes else spec
+    spec = Spec.from_wire(wish.spec)
+    function = spec.transforms.function
+    if config.private:
+        return spec
+    if any(path.startswith(HANDED) for path in spec.data) or (function or "").startswith(HANDED):
+        raise NotAllowed(
+            "open: arrays and functions of your program can only be handed to a private server "
+            "(leave address out), not to one that others use"
+        )
+    check_roots(spec.data, config.roots)
+    if function is not None and function not in config.allow_transforms:
+        raise NotAllowed(
+            f"transforms.function: {function!r:.80} is not in this server's allow_transforms"
+        )
+    return spec
+
+
+def open_stream(
+    stream: int, wish: Open, spec: Spec, dataset: ArrayDataset, config: Config,
+    name_segment: Callable[[], str],
+) -> Ringed:  # fmt: skip
+    """Make the ring and the messages that tell the consumer and the workers of it.
+
+    Raises:
+        ConfigError: The spec does not fit the dataset.
+        NoRoom: Not even the fewest slots fit into shared memory.
+    """
+    seed = secrets.randbits(32) if spec.seed is None else spec.seed
+    recipe = Recipe(spec, seed, attach(dataset.sources))
+    layout = recipe.layout
+    segment, slots = _make_ring(layout, config.slots(wish.slots, layout.slot_bytes), name_segment)
+    structure = {role: names_to_wire(names) for role, names in recipe.structure.items()}
+    opened = Opened(
+        stream=stream,
+        segment=segment.name,
+        slots=slots,
+        batch_size=layout.batch_size,
+        arrays=tuple(ArraySpec(f.name, f.dtype, f.shape) for f in layout.fields),
+        structure=structure,
+        steps=recipe.sampler.steps,
+        samples=recipe.sampler.samples,
+        shuffle=spec.shuffle,
+        seed=seed,
+        fingerprint=dataset.fingerprint,
+    )
+    define = Define(stream, spec.to_wire(), seed, dataset.sources, segment.name, slots)
+    return Ringed(opened, define, segment, dataset)
+
+
+def _make_ring(layout: Layout, slots: int, name: Callable[[], str]) -> tuple[Segment, int]:
+    """As many of these slots as fit, but not fewer than the fewest."""
+    wanted = slots
+    while True:
+        try:
+            segment = Segment(name(), layout.segment_bytes(slots))
+        except NoRoom:
+            if slots <= FEWEST_SLOTS:
+                raise
+            slots = max(FEWEST_SLOTS, slots // 2)
+            continue
+        if slots < wanted:
+            _log.warning("shared memory is short: a ring of %d slots instead of %d", slots, wanted)
+        return segment, slots
+
+
+def with_seeds(config: Config) -> Config:
+    """Draw the seeds of configured streams that name none, once for all their consumers."""
+    streams = {
+        name: spec
+        if spec.seed is not None
+        else dataclasses.replace(spec, seed=secrets.randbits(32))
+        for name, spec in config.streams.items()
+    }
+    return dataclasses.replace(config, streams=streams)

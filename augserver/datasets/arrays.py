@@ -1,0 +1,184 @@
+"""Arrays as a dataset: .npz and .npy files, or arrays that a client has handed over.
+
+However they come, every process reads them in the same way: as read-only maps of a file, a .npy
+where it lies, everything else in a segment that the server fills once. A worker therefore costs no
+copy of the dataset, and the server never sends a sample to a worker of its own machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from augproto.errors import ConfigError
+from augproto.layout import DTYPE_KINDS, FIELD_ALIGNMENT
+from augproto.messages import ArraySpec, Source
+from augproto.segment import Segment, directory
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(slots=True)
+class ArrayDataset:
+    """Where the arrays of a dataset lie, and who they are.
+
+    Attributes:
+        sources: One for each array, in files that stay as they are while the dataset lives.
+        fingerprint: Digest of names, dtypes, shapes and contents (files that are mapped in place:
+            path, size and time instead of contents). Part of a stream's identity.
+        segment: The memory that the server holds for it, if any.
+        users: How many need it.
+        handed: Whether a client gave it, so that its users are the client's offers.
+    """
+
+    sources: tuple[Source, ...]
+    fingerprint: str
+    segment: Segment | None = None
+    users: int = 0
+    handed: bool = False
+
+    def close(self) -> None:
+        """Give back its memory; maps in workers stay readable until they drop them."""
+        if self.segment is not None:
+            self.segment.close()
+
+
+def places(arrays: Iterable[ArraySpec], path: str) -> tuple[tuple[Source, ...], int]:
+    """Lay arrays out one after another, at multiples of 64 bytes; returns sources and the size."""
+    sources, offset = [], 0
+    for array in arrays:
+        kind = _checked_dtype(array.name, array.dtype)
+        sources.append(Source(array.name, kind.str, tuple(array.shape), path, offset))
+        nbytes = kind.itemsize * int(np.prod(array.shape, dtype=np.int64))
+        offset += -(-nbytes // FIELD_ALIGNMENT) * FIELD_ALIGNMENT
+    return tuple(sources), max(offset, FIELD_ALIGNMENT)
+
+
+def reserve(name: str, arrays: Sequence[ArraySpec], segment_name: str) -> ArrayDataset:
+    """Make room for arrays that a client will write into it.
+
+    Raises:
+        NoRoom: They do not fit.
+    """
+    path = str(directory() / segment_name)
+    sources, size = places(arrays, path)
+    return ArrayDataset(sources, name, Segment(segment_name, size))
+
+
+def load(paths: Sequence[str], segment_name: str) -> ArrayDataset:
+    """Open .npz and .npy files.
+
+    A .npz is unpacked into a segment; a .npy is mapped where it lies. Objects (pickles) are
+    refused: loading one runs code.
+
+    Raises:
+        ConfigError: A file is missing, is neither, or holds what cannot be in a batch.
+        NoRoom: The unpacked arrays do not fit into shared memory.
+    """
+    mapped: list[Source] = []
+    unpacked: dict[str, Array] = {}
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            if path.endswith(".npz"):
+                with np.load(path, allow_pickle=False) as archive:
+                    for name in archive.files:
+                        _add(unpacked, mapped, name, _plain(name, archive[name]), path)
+            elif path.endswith(".npy"):
+                name = Path(path).stem
+                array = np.load(path, mmap_mode="r", allow_pickle=False)
+                if isinstance(array, np.memmap) and array.flags.c_contiguous:
+                    _checked_dtype(name, array.dtype)
+                    status = os.stat(path)
+                    digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+                    _refuse_twice(unpacked, mapped, name, path)
+                    source = Source(name, array.dtype.str, array.shape, path, array.offset)
+                    mapped.append(source)
+                else:
+                    _add(unpacked, mapped, name, _plain(name, np.asarray(array)), path)
+            else:
+                raise ConfigError(f"data: got {path!r}; wanted the path of a .npz or .npy file")
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"data: {path!r} cannot be read: {error}") from error
+    digest.update(fingerprint(unpacked).encode())
+    if not unpacked:
+        return ArrayDataset(tuple(mapped), digest.hexdigest())
+    specs = [ArraySpec(name, a.dtype.str, a.shape) for name, a in unpacked.items()]
+    dataset = reserve(digest.hexdigest(), specs, segment_name)
+    write(dataset.sources, unpacked)
+    dataset.sources += tuple(mapped)
+    return dataset
+
+
+def _plain(name: str, array: Array) -> Array:
+    _checked_dtype(name, array.dtype) if array.dtype.kind in "OVmM" else None
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+def _add(
+    unpacked: dict[str, Array], mapped: list[Source], name: str, array: Array, path: str
+) -> None:
+    if array.dtype.kind not in DTYPE_KINDS:
+        return  # a list of class names may lie beside the pictures; it can only not be in a batch
+    _refuse_twice(unpacked, mapped, name, path)
+    unpacked[name] = array
+
+
+def _refuse_twice(unpacked: dict[str, Array], mapped: list[Source], name: str, path: str) -> None:
+    if name in unpacked or any(source.name == name for source in mapped):
+        raise ConfigError(f"data: {path!r} brings a second array named {name!r}; rename one")
+
+
+def _checked_dtype(name: str, dtype: npt.DTypeLike) -> np.dtype[Any]:
+    try:
+        kind = np.dtype(dtype)
+    except TypeError as error:
+        raise ConfigError(f"array {name!r}: {dtype!r:.80} is no dtype") from error
+    if kind.kind not in DTYPE_KINDS:
+        raise ConfigError(f"array {name!r}: got dtype {kind}; wanted numbers or booleans")
+    return kind
+
+
+def fingerprint(arrays: dict[str, Array]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of C-contiguous arrays, as hexadecimal text."""
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def attach(sources: Iterable[Source], *, writable: bool = False) -> dict[str, Array]:
+    """Map the arrays; the maps live as long as the arrays."""
+    maps: dict[str, mmap.mmap] = {}
+    arrays = {}
+    for source in sources:
+        if source.path not in maps:
+            fd = os.open(source.path, os.O_RDWR if writable else os.O_RDONLY)
+            try:
+                protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+                size = os.fstat(fd).st_size
+                maps[source.path] = mmap.mmap(fd, size, mmap.MAP_SHARED, protection)
+            finally:
+                os.close(fd)
+        kind = np.dtype(source.dtype)
+        count = int(np.prod(source.shape, dtype=np.int64))
+        flat = np.frombuffer(maps[source.path], kind, count, source.offset)
+        arrays[source.name] = flat.reshape(source.shape)
+    return arrays
+
+
+def write(sources: Iterable[Source], arrays: dict[str, Array]) -> None:
+    """Copy arrays to the places made for them."""
+    for name, place in attach(sources, writable=True).items():
+        place[...] = arrays[name]

@@ -1,0 +1,121 @@
+"""The datasets that a server holds: loaded once, shared by all streams that need them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from augproto.errors import ConfigError, NotAllowed
+from augproto.messages import ArraySpec
+from augserver.datasets.arrays import ArrayDataset, load, reserve
+
+#: What the name of handed-over arrays starts with, in a spec's `data`.
+HANDED = "handed:"
+
+
+class DatasetStore:
+    """Datasets by name, with a count of their users; the last one to leave closes it.
+
+    The users of files are the streams that are open. The users of handed-over arrays are the
+    client's offers: it may come back for a new stream after its own was retired, so only its word
+    (`withdraw`), or its end, lets them go.
+
+    Args:
+        name_segment: Gives a fresh name for a segment.
+        loaded: Called, in another thread, when a load has ended.
+    """
+
+    def __init__(self, name_segment: Callable[[], str], loaded: Callable[[], None]) -> None:
+        self._name_segment = name_segment
+        self._loaded = loaded
+        self._datasets: dict[tuple[str, ...], ArrayDataset] = {}
+        self._filling: dict[str, ArrayDataset] = {}
+        # Unpacking a large file takes seconds; the server's loop must not stand still meanwhile.
+        self._loader = ThreadPoolExecutor(1, "augserver-loader")
+
+    def acquire(self, data: Sequence[str]) -> Future[ArrayDataset]:
+        """Become a user of the dataset; it may still have to be loaded.
+
+        Files are the same dataset as long as their sizes and times are.
+        """
+        ready: Future[ArrayDataset] = Future()
+        key = tuple(data)
+        if not any(path.startswith(HANDED) for path in key):
+            try:
+                stats = [os.stat(path) for path in key]
+            except OSError as error:
+                ready.set_exception(ConfigError(f"data: {error.filename}: {error.strerror}"))
+                return ready
+            key += tuple(f"{s.st_size} {s.st_mtime_ns}" for s in stats)
+        if key in self._datasets:
+            dataset = self._datasets[key]
+            dataset.users += not dataset.handed
+            ready.set_result(dataset)
+            return ready
+        if key[0].startswith(HANDED):
+            ready.set_exception(ConfigError(f"data: no arrays {key[0]!r:.80} were handed over"))
+            return ready
+        return self._loader.submit(self._load, key, tuple(data))
+
+    def _load(self, key: tuple[str, ...], paths: tuple[str, ...]) -> ArrayDataset:
+        try:
+            dataset = self._datasets.get(key)
+            if dataset is None:
+                dataset = self._datasets[key] = load(paths, self._name_segment())
+            dataset.users += 1
+            return dataset
+        finally:
+            self._loaded()
+
+    def offer(self, name: str, arrays: Sequence[ArraySpec]) -> ArrayDataset | None:
+        """Make room for a client's arrays; None if they are here already."""
+        key = (f"{HANDED}{name}",)
+        if key in self._datasets:
+            self._datasets[key].users += 1
+            return None
+        self._filling[name] = reserve(name, arrays, self._name_segment())
+        return self._filling[name]
+
+    def filled(self, name: str) -> None:
+        """A client has written its arrays."""
+        dataset = self._filling.pop(name)
+        dataset.handed = True
+        dataset.users += 1
+        self._datasets[f"{HANDED}{name}",] = dataset
+
+    def withdraw(self, name: str) -> None:
+        """One offer less."""
+        dataset = self._datasets.get((f"{HANDED}{name}",))
+        if dataset is not None:
+            self._leave(dataset)
+
+    def release(self, dataset: ArrayDataset) -> None:
+        """One stream less."""
+        if not dataset.handed:
+            self._leave(dataset)
+
+    def _leave(self, dataset: ArrayDataset) -> None:
+        dataset.users -= 1
+        if dataset.users <= 0:
+            for key in [k for k, d in self._datasets.items() if d is dataset]:
+                del self._datasets[key]
+            dataset.close()
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._loader.shutdown(wait=False, cancel_futures=True)
+        for dataset in [*self._datasets.values(), *self._filling.values()]:
+            dataset.close()
+
+
+def check_roots(data: Sequence[str], roots: Sequence[str]) -> None:
+    """Refuse a consumer's paths outside the allowed folders, also through links and `..`."""
+    for path in data:
+        real = os.path.realpath(path)
+        if not any(
+            os.path.commonpath([real, os.path.realpath(root)]) == os.path.realpath(root)
+            for root in roots
+        ):
+            allowed = ", ".join(roots) or "none (the server's config names no roots)"
+            raise NotAllowed(f"data: {path!r} is not below a folder this server allows: {allowed}")

@@ -1,0 +1,262 @@
+"""Matches what consumers want with free slots and workers that have time. Sans-I/O.
+
+Everything that can go wrong between a wish and a batch is decided here, in plain function calls:
+fairness between streams, a worker that dies in mid-write, a wish that crossed its own answer on
+the wire, a batch that kills every worker it is given to. There is no clock and no socket; the
+server feeds events in and carries assignments and announcements out.
+
+Terms: a *key* is (epoch, step). Every stream belongs to one consumer and has one ring.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from augproto.errors import SlotError
+from augproto.messages import Announce, Entry, Fault, Place, Release, Run
+from augproto.ring import SlotTable
+
+Key = tuple[int, int]
+
+#: An assignment is cut to last about this long (seconds): long enough that messages cost little
+#: beside the work, short enough that workers share a ring and a death loses little.
+ASSIGNMENT_SECONDS = 0.005
+#: ... and carries at most this many batches.
+ASSIGNMENT_BATCHES = 16
+#: Assignments that a worker holds at once: one at work, one waiting, so that it never idles.
+WORKER_DEPTH = 2
+#: So many workers may die over one batch before it is given up as deadly.
+MAX_ATTEMPTS = 3
+#: No wish list is followed further than this.
+MAX_WANTED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Batches for one worker, all of one stream."""
+
+    worker: int
+    stream: int
+    places: tuple[Place, ...]
+
+
+@dataclass(slots=True)
+class _Stream:
+    slots: SlotTable
+    steps: int
+    wanted: deque[Key] = field(default_factory=deque)
+    writing: dict[Key, tuple[int, Place]] = field(default_factory=dict)
+    announced: dict[int, tuple[Key, int, int]] = field(default_factory=dict)
+    faulted: dict[Key, int] = field(default_factory=dict)
+    attempts: dict[Key, int] = field(default_factory=dict)
+    number: int = 0
+    batch_seconds: float | None = None
+
+
+class Dispatcher:
+    """Wishes, slots and workers of all streams."""
+
+    def __init__(self) -> None:
+        self._streams: dict[int, _Stream] = {}
+        self._workers: dict[int, deque[Assignment]] = {}
+        self._turn: deque[int] = deque()
+        self.batches = 0  #: made since the start
+
+    # -- consumers ------------------------------------------------------------------------------
+
+    def open(self, stream: int, *, slots: int, steps: int) -> None:
+        """A consumer has a ring of so many slots for epochs of so many steps."""
+        self._streams[stream] = _Stream(SlotTable(slots), steps)
+        self._turn.append(stream)
+
+    def close(self, stream: int) -> None:
+        """The consumer is gone or gets another ring; what workers still write is ignored."""
+        del self._streams[stream]
+        self._turn.remove(stream)
+
+    def want(self, stream: int, runs: Iterable[Run], seen: int) -> None:
+        """Replace the stream's wish list.
+
+        What a worker writes already stays; what was announced after `seen` has crossed the wish
+        on the wire and is not made again.
+        """
+        s = self._streams[stream]
+        crossed = {key for key, number, _ in s.announced.values() if number > seen}
+        s.faulted = {key: number for key, number in s.faulted.items() if number > seen}
+        wanted: dict[Key, None] = {}
+        for run in runs:
+            for step in range(run.first, min(run.first + run.steps, s.steps)):
+                key = (run.epoch, step)
+                if key not in s.writing and key not in crossed and key not in s.faulted:
+                    wanted[key] = None
+                if len(wanted) >= MAX_WANTED:
+                    break
+        s.wanted = deque(wanted)
+
+    def release(self, stream: int, released: Iterable[Release]) -> list[SlotError]:
+        """Slots whose last views are gone. A stale one harms nothing and is returned."""
+        s = self._streams[stream]
+        stale = []
+        for slot, sequence in released:
+            try:
+                s.slots.release(slot, sequence)
+                s.announced.pop(slot, None)
+            except SlotError as error:
+                stale.append(error)
+        return stale
+
+    def table(self, stream: int) -> SlotTable:
+        """The stream's slot states."""
+        return self._streams[stream].slots
+
+    # -- workers --------------------------------------------------------------------------------
+
+    def join(self, worker: int) -> None:
+        """A worker is ready for assignments."""
+        self._workers[worker] = deque()
+
+    def load(self, worker: int) -> int:
+        """How many assignments a worker holds."""
+        return len(self._workers.get(worker, ()))
+
+    def leave(self, worker: int) -> list[tuple[int, Fault]]:
+        """The worker is dead *and reaped*: its slots are free and its batches wanted again.
+
+        Only the batch that it was working on can have killed it, so only that one counts an
+        attempt; after MAX_ATTEMPTS deaths the consumer gets the fault instead of another try.
+        """
+        faults: list[tuple[int, Fault]] = []
+        assignments = self._workers.pop(worker, deque())
+        suspect = True
+        for assignment in reversed(assignments):
+            s = self._streams.get(assignment.stream)
+            if s is None:
+                continue
+            for place in reversed(assignment.places):
+                if s.writing.get(place[:2], (None,))[0] == worker:
+                    del s.writing[place[:2]]
+                    s.slots.abort(place.slot, place.sequence)
+                    s.wanted.appendleft(place[:2])
+        for assignment in assignments:
+            s = self._streams.get(assignment.stream)
+            if s is None or not suspect:
+                continue
+            key = assignment.places[0][:2]
+            suspect = False
+            s.attempts[key] = s.attempts.get(key, 0) + 1
+            if s.attempts[key] >= MAX_ATTEMPTS:
+                s.wanted = deque(k for k in s.wanted if k != key)
+                message = (
+                    f"epoch {key[0]}, step {key[1]}: {s.attempts[key]} workers died while making "
+                    "this batch; it is given up"
+                )
+                faults.append((assignment.stream, self._fault(s, key, message)))
+                del s.attempts[key]
+        return faults
+
+    def done(
+        self, worker: int, stream: int, entries: Iterable[Entry], seconds: float
+    ) -> Announce | None:
+        """A worker has finished batches; returns what the consumer is to be told."""
+        entries = tuple(entries)
+        s = self._streams.get(stream)
+        if s is None:
+            self._finish(worker, stream, {e[:2] for e in entries})
+            return None
+        announced = []
+        for entry in entries:
+            key = entry[:2]
+            owner, place = s.writing.get(key, (None, None))
+            if owner != worker or place is None or place.sequence != entry.sequence:
+                continue
+            del s.writing[key]
+            s.attempts.pop(key, None)
+            s.slots.commit(entry.slot, entry.sequence)
+            announced.append(entry)
+        self._finish(worker, stream, {e[:2] for e in entries})
+        if not announced:
+            return None
+        self.batches += len(announced)
+        each = seconds / len(announced)
+        s.batch_seconds = each if s.batch_seconds is None else 0.7 * s.batch_seconds + 0.3 * each
+        s.number += 1
+        for entry in announced:
+            s.slots.lease(entry.slot, entry.sequence)
+            s.announced[entry.slot] = (entry[:2], s.number, entry.sequence)
+        return Announce(s.number, tuple(announced))
+
+    def failed(
+        self, worker: int, stream: int, place: Place, *, message: str, sample: int | None,
+        traceback: str,
+    ) -> Fault | None:  # fmt: skip
+        """A worker cannot make a batch, and lives; returns what the consumer is to be told."""
+        self._finish(worker, stream, {place[:2]})
+        s = self._streams.get(stream)
+        if s is None or s.writing.get(place[:2], (None,))[0] != worker:
+            return None
+        del s.writing[place[:2]]
+        s.slots.abort(place.slot, place.sequence)
+        return self._fault(s, place[:2], message, sample=sample, traceback=traceback)
+
+    def assign(self) -> list[Assignment]:
+        """All assignments that can be made now, streams in turn, the idlest worker first."""
+        assignments: list[Assignment] = []
+        while True:
+            ready = [w for w, load in self._workers.items() if len(load) < WORKER_DEPTH]
+            if not ready:
+                return assignments
+            worker = min(ready, key=lambda w: len(self._workers[w]))
+            assignment = self._next_for(worker)
+            if assignment is None:
+                return assignments
+            self._workers[worker].append(assignment)
+            assignments.append(assignment)
+
+    def _next_for(self, worker: int) -> Assignment | None:
+        for _ in range(len(self._turn)):
+            stream = self._turn[0]
+            self._turn.rotate(-1)
+            s = self._streams[stream]
+            possible = min(len(s.wanted), s.slots.free)
+            if possible == 0:
+                continue
+            places = []
+            for _ in range(min(possible, self._size(s, possible))):
+                key = s.wanted.popleft()
+                place = Place(*key, *s.slots.claim())
+                s.writing[key] = (worker, place)
+                places.append(place)
+            return Assignment(worker, stream, tuple(places))
+        return None
+
+    def _size(self, s: _Stream, possible: int) -> int:
+        """Batches in one assignment: a few milliseconds' worth, but a fair share of the ring."""
+        if s.batch_seconds is None:
+            return 1
+        lasting = int(ASSIGNMENT_SECONDS / max(s.batch_seconds, 1e-9))
+        share = -(-possible // max(1, len(self._workers)))
+        return max(1, min(lasting, share, ASSIGNMENT_BATCHES))
+
+    def _finish(self, worker: int, stream: int, keys: set[Key]) -> None:
+        """Take finished keys out of the worker's load."""
+        load = self._workers.get(worker)
+        if load is None:
+            return
+        for i, assignment in enumerate(load):
+            if assignment.stream == stream and any(p[:2] in keys for p in assignment.places):
+                rest = tuple(p for p in assignment.places if p[:2] not in keys)
+                if rest:
+                    load[i] = Assignment(worker, stream, rest)
+                else:
+                    del load[i]
+                return
+
+    @staticmethod
+    def _fault(
+        s: _Stream, key: Key, message: str, *, sample: int | None = None, traceback: str = ""
+    ) -> Fault:
+        s.number += 1
+        s.faulted[key] = s.number
+        return Fault("WorkerError", message, s.number, *key, sample, traceback)

@@ -1,0 +1,61 @@
+"""A user's own function: found by its import path, or rebuilt from what its owner handed over.
+
+Only workers call this (and a caller that computes in its own process): the server runs no user's
+code. Names and bytes come from the server's config or through a private server's inherited pipe;
+a name that came over a socket has passed the config's `allow_transforms` before it gets here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import cloudpickle
+
+from augproto.errors import ConfigError
+from augproto.messages import Function
+
+#: What the name of a handed-over function starts with.
+HANDED = "handed:"
+#: Importing one of these costs every worker seconds and hundreds of megabytes.
+HEAVY = ("keras", "tensorflow", "torch", "jax")
+
+_log = logging.getLogger("augserver.worker")
+
+
+def resolve(name: str, handed: Mapping[str, Function]) -> Any:
+    """The function of that name.
+
+    Raises:
+        ConfigError: It cannot be imported or rebuilt; the cause says why.
+    """
+    before = {module for module in HEAVY if module in sys.modules}
+    try:
+        if name.startswith(HANDED):
+            message = handed[name]
+            sys.path.extend(entry for entry in message.path if entry not in sys.path)
+            function = cloudpickle.loads(message.code)
+        else:
+            module, _, attribute = name.partition(":")
+            function = importlib.import_module(module)
+            for part in attribute.split("."):
+                function = getattr(function, part)
+    except Exception as error:
+        raise ConfigError(
+            f"transforms.function: {name!r} cannot be imported in a worker: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not callable(function):
+        raise ConfigError(f"transforms.function: {name!r} is {function!r:.80}; wanted a function")
+    new = [module for module in HEAVY if module in sys.modules and module not in before]
+    if new:
+        _log.warning(
+            "the function %s imports %s, in every worker: seconds at each start, and hundreds of "
+            "megabytes; keep what it needs in a module of its own",
+            name,
+            ", ".join(new),
+        )
+    return function

@@ -1,0 +1,83 @@
+"""A private server's tie to the program that started it: an inherited pipe.
+
+Its end is the server's end, whatever the program died of. While it lives, the program hands over
+what must not travel on any socket: functions of its own (cloudpickle, opened by workers only) and
+arrays, which it writes itself into room that the server makes. Every message is answered by one.
+"""
+
+from __future__ import annotations
+
+from multiprocessing.connection import Connection
+
+from augproto.errors import AugError, RemoteProtocolError
+from augproto.messages import (
+    Fault,
+    Filled,
+    Function,
+    Message,
+    Offer,
+    Room,
+    Scale,
+    Serving,
+    Withdraw,
+    decode,
+    encode,
+)
+from augserver.crew import Crew
+from augserver.datasets.store import DatasetStore
+
+
+class Lifeline:
+    """The server's end."""
+
+    def __init__(self, pipe: Connection, datasets: DatasetStore, crew: Crew) -> None:
+        self._pipe = pipe
+        self._datasets = datasets
+        self._crew = crew
+        self._address = ""
+
+    def fileno(self) -> int:
+        """For the loop's poller."""
+        return self._pipe.fileno()
+
+    def serving(self, address: str) -> None:
+        """Tell the program that consumers can come."""
+        self._address = address
+        self._pipe.send_bytes(encode(Serving(address)))
+
+    def take(self) -> Message:
+        """Take one message and answer it.
+
+        Raises:
+            EOFError: The program has ended.
+        """
+        try:
+            message = decode(self._pipe.recv_bytes())
+        except OSError as error:
+            raise EOFError from error
+        try:
+            answer = self._answer(message)
+        except (AugError, OSError) as error:
+            answer = Fault(type(error).__name__, str(error))
+        try:
+            self._pipe.send_bytes(encode(answer))
+        except OSError as error:
+            raise EOFError from error
+        return message
+
+    def _answer(self, message: Message) -> Message:
+        match message:
+            case Offer():
+                room = self._datasets.offer(message.name, message.arrays)
+                return Room(message.name, room.sources if room else ())
+            case Filled():
+                self._datasets.filled(message.name)
+            case Withdraw():
+                self._datasets.withdraw(message.name)
+            case Scale():
+                self._crew.scale(message.workers)
+            case Function():
+                pass  # the loop passes it on to the workers
+            case _:
+                raise RemoteProtocolError(f"the lifeline got {type(message).__name__}")
+        return Serving(self._address)

@@ -1,0 +1,140 @@
+"""Which samples make which batch: an order as a pure function of (spec, seed, epoch).
+
+Nothing is advanced and nothing remembered, so any worker finds any batch of any epoch by itself.
+(The orders of the last two epochs are kept, since sorting them anew for each batch is waste.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from augproto.errors import ConfigError
+from augproto.spec import Spec
+
+#: "order" in ASCII, the second key word: orders never share a stream with another use of the seed.
+_ORDER = 0x6F72646572
+_KEPT_ORDERS = 2  # the epoch that ends and the one that begins overlap in the pipeline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampler:
+    """The order of samples and their batches, for one shard of one stream.
+
+    Attributes:
+        low, high: The subset [low, high) of the dataset that the stream reads.
+        batch_size: Samples in a batch.
+        shuffle: A new order every epoch; otherwise the dataset's own.
+        seed: 64 bits.
+        shard: (index, count): every count-th sample of an epoch's order, from index on.
+        drop_remainder: Leave out a last batch that is not full.
+    """
+
+    low: int
+    high: int
+    batch_size: int
+    shuffle: bool
+    seed: int
+    shard: tuple[int, int] = (0, 1)
+    drop_remainder: bool = False
+    _orders: dict[int, NDArray[np.int64]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise ConfigError(
+                f"no batch: samples {self.low} to {self.high} leave {self.samples} to shard "
+                f"{self.shard[0]} of {self.shard[1]}; wanted at least "
+                + (f"{self.batch_size}, one full batch" if self.drop_remainder else "1")
+            )
+
+    @classmethod
+    def of(cls, spec: Spec, length: int, seed: int) -> Sampler:
+        """The sampler of a stream.
+
+        Args:
+            spec: The stream.
+            length: Samples in its dataset.
+            seed: The seed in force (the spec's own, or the one drawn for it).
+
+        Raises:
+            ConfigError: Subset, shard and batch size leave not a single batch.
+        """
+        # Keras's rule for arrays: validation is the FIRST share, rounded down.
+        split = int(length * spec.validation_split)
+        low, high = {
+            None: (0, length), "validation": (0, split), "training": (split, length),
+        }[spec.subset]  # fmt: skip
+        return cls(
+            low=low,
+            high=high,
+            batch_size=spec.batch_size,
+            shuffle=spec.shuffle,
+            seed=seed,
+            shard=spec.shard,
+            drop_remainder=spec.drop_remainder,
+        )
+
+    @property
+    def samples(self) -> int:
+        """Samples of this shard in an epoch (before drop_remainder)."""
+        index, count = self.shard
+        return len(range(index, self.high - self.low, count))
+
+    @property
+    def steps(self) -> int:
+        """Batches of this shard in an epoch."""
+        whole, rest = divmod(self.samples, self.batch_size)
+        return whole + (rest > 0 and not self.drop_remainder)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Dataset indexes of this shard in the epoch's order: int64 (samples,), read-only."""
+        if epoch < 0:
+            raise IndexError(f"epoch {epoch} asked for; epochs count from 0")
+        if not self.shuffle:
+            epoch = 0
+        order = self._orders.get(epoch)
+        if order is None:
+            order = self._compute(epoch)
+            self._orders[epoch] = order
+            # Copying the keys and popping leniently is safe beside other threads; at worst two of
+            # them compute the same order twice.
+            for old in list(self._orders)[:-_KEPT_ORDERS]:
+                self._orders.pop(old, None)
+        return order
+
+    def batch(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """Dataset indexes of one batch: int64, batch_size long or shorter at an epoch's end."""
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} asked for; an epoch has steps 0 to {self.steps - 1}")
+        return self.order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
+
+    def _compute(self, epoch: int) -> NDArray[np.int64]:
+        order = np.arange(self.low, self.high, dtype=np.int64)
+        if self.shuffle:
+            order = order[np.argsort(self._keys(epoch), kind="stable")]
+        # A copy, so that a shard does not hold the whole epoch in memory.
+        index, count = self.shard
+        order = order[index::count].copy()
+        order.setflags(write=False)
+        return order
+
+    def _keys(self, epoch: int) -> NDArray[np.uint64]:
+        """One random uint64 per sample of the subset, to sort by.
+
+        numpy promises the raw stream of a bit generator for good, `Generator.permutation` not
+        (NEP 19, and "Compatibility Guarantee" in the docstring of `np.random.Philox`).
+
+        numpy counts in word 0, carrying into word 1, and increments BEFORE its first block: an
+        epoch uses counters (1, 0, epoch, 0), (2, 0, epoch, 0), ... and reaches the next epoch's
+        only after 2**128 blocks of four numbers.
+        """
+        # As arrays: Python integers from 2**63 on would not pass as a list.
+        generator = np.random.Philox(
+            key=np.array([self.seed, _ORDER], np.uint64),
+            counter=np.array([0, 0, epoch, 0], np.uint64),
+        )
+        return np.asarray(generator.random_raw(self.high - self.low), np.uint64)

@@ -1,0 +1,83 @@
+"""A user's own function of one picture: seeded before the call, checked after it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from augproto.errors import AugError
+
+
+class SampleError(AugError):
+    """One sample could not be made; the cause is chained.
+
+    Attributes:
+        sample: Its index in the dataset.
+    """
+
+    def __init__(self, sample: int, message: str) -> None:
+        super().__init__(sample, message)
+        self.sample = sample
+
+    def __str__(self) -> str:
+        return f"sample {self.sample}: {self.args[1]}"
+
+
+def seed_globals(words: NDArray[np.uint32]) -> None:
+    """Seed np.random (words 0, 1) and random (words 2, 3): four uint32 words.
+
+    The generators are the process's own: without this, workers that were started from one parent
+    would share a state and give the same "random" pictures again and again.
+    """
+    np.random.seed(words[:2].tolist())
+    random.seed(int(words[2]) | int(words[3]) << 32)
+
+
+class UserFunction:
+    """Calls a user's function in a world that depends on nothing but the sample."""
+
+    def __init__(self, function: Callable[[NDArray[Any]], Any], name: str) -> None:
+        self._function = function
+        self._name = name
+
+    def __call__(
+        self, picture: NDArray[Any], sample: int, seeds: NDArray[np.uint32] | None
+    ) -> NDArray[Any]:
+        """Apply the function.
+
+        Args:
+            picture: The function's to keep or to change.
+            sample: Index in the dataset, for errors.
+            seeds: Four words, or None where the caller has seeded already.
+
+        Returns:
+            An array of the picture's shape, safe to change: of the float dtype that the function
+            chose, or of the picture's where it gave whole numbers, which no fraction fits into.
+
+        Raises:
+            SampleError: The function raised, or gave something else than such a picture.
+        """
+        if seeds is not None:
+            seed_globals(seeds)
+        shape = picture.shape  # a function may reshape its argument in place
+        try:
+            result = np.asarray(self._function(picture))
+        except Exception as error:
+            raise SampleError(
+                sample, f"function {self._name!r} raised {type(error).__name__}: {error}"
+            ) from error
+        if result.shape != shape or result.dtype.kind not in "biuf":
+            raise SampleError(
+                sample,
+                f"function {self._name!r} gave {result.dtype} of shape {result.shape}; wanted "
+                f"numbers of shape {shape}",
+            )
+        if result.dtype.kind != "f":
+            return result.astype(picture.dtype)
+        # What follows works in place. An array of the function's own (a constant, a cache) would
+        # then change from call to call, and the batch with it.
+        return result if np.may_share_memory(result, picture) else result.copy(order="K")

@@ -1,0 +1,103 @@
+"""The one interface of every backend, and the door at which a backend is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from augproto.errors import ConfigError
+from augproto.spec import Statistic, Transforms
+from augserver.draws import Draws
+from augserver.transforms.reference import Reference
+
+
+class TransformBatch(Protocol):
+    """Turns samples of a source into one batch."""
+
+    def transform_batch(
+        self,
+        source: NDArray[Any],
+        indexes: NDArray[np.int64],
+        draws: Draws,
+        out: NDArray[Any],
+    ) -> None:
+        """Write the transformed pictures source[indexes] to out, in that order.
+
+        Args:
+            source: (N, H, W, C) or (N, C, H, W) by the data format, of any real dtype; only read.
+            indexes: int64 (n,).
+            draws: Parameters of these n samples, in the same order.
+            out: (n, *picture), of the spec's dtype. Every byte of it is written.
+
+        Raises:
+            SampleError: The user's function failed on a sample.
+        """
+
+
+def build(
+    transforms: Transforms,
+    *,
+    data_format: str,
+    dtype: str,
+    function: Callable[[NDArray[Any]], Any] | None,
+    image_shape: tuple[int, int, int],
+) -> TransformBatch:
+    """Choose the backend for these transforms and refuse what no backend could do.
+
+    Args:
+        transforms: What to do to each picture.
+        data_format: "channels_last" or "channels_first", of source and batch alike.
+        dtype: Of the batch.
+        function: What the name `transforms.function` stands for.
+        image_shape: A picture's shape, in that data format.
+
+    Raises:
+        ConfigError: A transform does not fit a picture of this shape.
+    """
+    channels = image_shape[0 if data_format == "channels_first" else 2]
+    if transforms.brightness_range is not None and channels not in (1, 3, 4):
+        raise ConfigError(
+            f"transforms.brightness_range: got pictures of {channels} channels (shape "
+            f"{image_shape}, {data_format}); wanted 1, 3 or 4, which Pillow can take"
+        )
+    if (function is None) != (transforms.function is None):
+        raise ConfigError(
+            f"transforms.function: got the name {transforms.function!r} with the function "
+            f"{function!r}; wanted both or neither"
+        )
+    mean = _statistic("featurewise_mean", transforms.featurewise_mean, image_shape)
+    std = _statistic("featurewise_std", transforms.featurewise_std, image_shape)
+    return Reference(
+        transforms,
+        data_format=data_format,
+        dtype=dtype,
+        function=function,
+        image_shape=image_shape,
+        mean=mean,
+        std=std,
+    )
+
+
+def _statistic(
+    name: str, statistic: Statistic | None, image_shape: tuple[int, int, int]
+) -> NDArray[Any] | None:
+    """The statistic's array, if it broadcasts over a picture without making it larger."""
+    if statistic is None:
+        return None
+    array = statistic.array()
+    # Statistics of a batch often keep its axis: (1, 1, 1, C) stands for (1, 1, C).
+    if array.ndim == 4 and array.shape[0] == 1:
+        array = array[0]
+    try:
+        fits = np.broadcast_shapes(array.shape, image_shape) == image_shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ConfigError(
+            f"transforms.{name}: got shape {statistic.shape}; wanted one that broadcasts over a "
+            f"picture of shape {image_shape}"
+        )
+    return array

@@ -1,0 +1,161 @@
+"""The one worker program: takes assignments, fills slots, reports.
+
+It holds no state that matters: a stream's definition makes a recipe, an assignment names batches
+and slots, and everything else follows. What it is told and what it tells goes through a *channel*,
+so that the same code serves a local process (a pipe), a server without workers (a call), and later
+a host far away.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Protocol
+
+from augproto.errors import AugError
+from augproto.messages import (
+    MAX_TEXT,
+    Assign,
+    Define,
+    Done,
+    Entry,
+    Failed,
+    Forget,
+    Function,
+    Message,
+    Place,
+    Ready,
+    decode,
+    encode,
+)
+from augproto.ring import Header, Ring
+from augproto.segment import attach as attach_segment
+from augproto.spec import Spec
+from augserver.datasets import arrays
+from augserver.functions import resolve
+from augserver.recipe import Recipe
+from augserver.transforms import SampleError
+
+
+class Channel(Protocol):
+    """What a worker is told and tells through."""
+
+    def receive(self) -> Message | None:
+        """The next message; None when the server is gone."""
+
+    def send(self, message: Message) -> None:
+        """Tell the server."""
+
+
+class PipeChannel:
+    """A local worker's channel: msgpack through an inherited pipe, no pickle."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def receive(self) -> Message | None:
+        """The next message; None when the server is gone.
+
+        This wait needs no deadline of its own: the pipe ends with the server's process, and the
+        kernel kills a worker whose forkserver dies.
+        """
+        try:
+            return decode(self._pipe.recv_bytes())
+        except (EOFError, OSError):
+            return None
+
+    def send(self, message: Message) -> None:
+        """Tell the server; a server that is gone is noticed by the next receive."""
+        try:
+            self._pipe.send_bytes(encode(message))
+        except OSError:
+            return
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    recipe: Recipe
+    ring: Ring
+
+
+class Worker:
+    """Streams that this worker knows, and how it answers each message."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._streams: dict[int, _Work | Exception] = {}
+        self._functions: dict[str, Function] = {}
+
+    def take(self, message: Message) -> None:
+        """Do what the server says."""
+        match message:
+            case Define():
+                self._streams[message.stream] = self._define(message)
+            case Assign():
+                self._make(message)
+            case Forget():
+                self._streams.pop(message.stream, None)
+            case Function():
+                self._functions[message.name] = message
+            case _:
+                pass  # a later server's message is no reason to die
+
+    def _define(self, message: Define) -> _Work | Exception:
+        # An error here belongs to whoever asks for the stream, so it is kept and told there.
+        try:
+            spec = Spec.from_wire(message.spec)
+            name = spec.transforms.function
+            function = resolve(name, self._functions) if name else None
+            data = arrays.attach(message.sources)
+            recipe = Recipe(spec, message.seed, data, function)
+            memory = attach_segment(message.segment, writable=True)
+            return _Work(recipe, Ring(memory, recipe.layout, message.slots))
+        except Exception as error:
+            return error
+
+    def _make(self, message: Assign) -> None:
+        work = self._streams.get(message.stream)
+        entries: list[Entry] = []
+        started = time.perf_counter()
+        for place in message.places:
+            try:
+                if work is None:
+                    raise AugError(f"stream {message.stream} was never defined here")
+                if isinstance(work, Exception):
+                    raise work
+                entries.append(_fill(work, message.stream, place))
+            except Exception as error:
+                self._channel.send(_failure(message.stream, place, error))
+        if entries:
+            seconds = time.perf_counter() - started
+            self._channel.send(Done(message.stream, tuple(entries), seconds))
+
+
+def _fill(work: _Work, stream: int, place: Place) -> Entry:
+    recipe, ring = work.recipe, work.ring
+    samples = recipe.count(place.epoch, place.step)
+    header = Header(stream, place.epoch, place.step, place.sequence, samples)
+    memory = ring.claim(place.slot, header)
+    recipe.fill(place.epoch, place.step, recipe.layout.arrays(memory, samples))
+    ring.commit(place.slot, header)
+    return Entry(*place, samples)
+
+
+def _failure(stream: int, place: Place, error: Exception) -> Failed:
+    sample = error.sample if isinstance(error, SampleError) else None
+    where = f"epoch {place.epoch}, step {place.step}"
+    if sample is not None:
+        where += f", sample {sample}"
+    text = "".join(traceback.format_exception(error))
+    message = f"{where}: {type(error).__name__}: {error}"
+    return Failed(stream, place, message[:MAX_TEXT], sample, text[-MAX_TEXT:])
+
+
+def run(channel: Channel, pid: int) -> None:
+    """Serve until the server is gone or says so."""
+    worker = Worker(channel)
+    channel.send(Ready(pid))
+    while (message := channel.receive()) is not None:
+        worker.take(message)

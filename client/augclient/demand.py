@@ -1,0 +1,118 @@
+"""Which batches a consumer wants, now and next. Sans-I/O.
+
+The server makes what it is asked for and nothing else, so running ahead is decided here. A
+consumer that goes through its steps one by one, which is nearly always, has the whole ring filled
+ahead of it, over the end of an epoch into the next. One that jumps about gets what it asks for and
+little more: the horizon shrinks to one step and doubles with every step in order, like the
+read-ahead of a file system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from augproto.messages import Entry, Fault, Release, Run
+
+Key = tuple[int, int]
+
+
+class Demand:
+    """The wishes of one consumer.
+
+    Args:
+        steps: Of an epoch.
+        slots: Of the ring.
+    """
+
+    def __init__(self, steps: int, slots: int) -> None:
+        self._steps = steps
+        self._slots = slots
+        self._horizon = slots
+        self._current: Key | None = None
+        self._expected: Key = (0, 0)
+        self.ready: dict[Key, Entry] = {}
+        self.faults: dict[Key, Fault] = {}
+        self.seen = 0  #: number of the last announcement or fault received
+        self._outstanding: set[Key] = set()
+
+    def ask(self, key: Key) -> None:
+        """The consumer wants this batch now."""
+        if key == self._expected or key[1] == 0:
+            self._horizon = min(self._slots, max(1, self._horizon * 2))
+        elif key != self._current:
+            self._horizon = 1
+        self._current = key
+        self._expected = self._after(key)
+
+    def take(self, key: Key) -> Entry | None:
+        """The batch, if it is there; it is the consumer's from now on."""
+        return self.ready.pop(key, None)
+
+    def announced(self, number: int, entries: Iterable[Entry]) -> None:
+        """The server has made these."""
+        self.seen = number
+        for entry in entries:
+            self.ready[entry[:2]] = entry
+            self._outstanding.discard(entry[:2])
+
+    def failed(self, fault: Fault) -> None:
+        """The server cannot make this one."""
+        key = (fault.epoch, fault.step)
+        self.seen = fault.number
+        self.faults[key] = fault
+        self._outstanding.discard(key)
+
+    def excess(self, leased: int, *, waiting: bool) -> list[Release]:
+        """Batches that are ready but should go: not wanted any more, or in the way.
+
+        In the way means: the consumer waits for a batch that is not there, and every slot is
+        either leased or holds a batch for later. Without room the server could never make it.
+        """
+        wanted = set(self._keys())
+        gone = [key for key in self.ready if key not in wanted]
+        kept = [key for key in self._keys() if key in self.ready]
+        if waiting and self._current not in self.ready:
+            while kept and len(kept) + leased >= self._slots:
+                gone.append(kept.pop())
+        return [Release(self.ready[key].slot, self.ready.pop(key).sequence) for key in gone]
+
+    def runs(self) -> tuple[Run, ...]:
+        """Everything wanted that has not come, for a Want."""
+        missing = [key for key in self._keys() if key not in self.ready and key not in self.faults]
+        self._outstanding = set(missing)
+        runs: list[Run] = []
+        for epoch, step in missing:
+            if runs and runs[-1].epoch == epoch and runs[-1].first + runs[-1].steps == step:
+                runs[-1] = runs[-1]._replace(steps=runs[-1].steps + 1)
+            else:
+                runs.append(Run(epoch, step, 1))
+        return tuple(runs)
+
+    def unsaid(self) -> int:
+        """How many wanted batches the server has not been asked for."""
+        known = len(self.ready) + len(self._outstanding)
+        return max(0, self._horizon - known)
+
+    def asked(self, key: Key) -> bool:
+        """Whether the server has been asked for this one, or has answered."""
+        return key in self._outstanding or key in self.ready or key in self.faults
+
+    def restart(self) -> None:
+        """A new server knows nothing: nothing is ready, nothing was asked for."""
+        self.ready.clear()
+        self.faults.clear()
+        self._outstanding.clear()
+        self.seen = 0
+
+    def _after(self, key: Key) -> Key:
+        epoch, step = key
+        return (epoch, step + 1) if step + 1 < self._steps else (epoch + 1, 0)
+
+    def _keys(self) -> list[Key]:
+        """The current batch, until it was taken, and those after it, to the horizon."""
+        key = self._current if self._current is not None else self._expected
+        keys = []
+        for _ in range(self._horizon + 1):
+            keys.append(key)
+            key = self._after(key)
+        return keys
