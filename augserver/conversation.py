@@ -17,11 +17,11 @@ from augproto.layout import Layout
 from augproto.messages import ArraySpec, Define, Open, Opened
 from augproto.segment import Segment
 from augproto.session import Session
-from augproto.spec import Spec
+from augproto.spec import HANDED, Spec
 from augproto.structure import names_to_wire
 from augserver.config import Config
 from augserver.datasets.arrays import ArrayDataset, attach
-from augserver.datasets.store import HANDED, check_roots
+from augserver.datasets.store import check_roots
 from augserver.recipe import Recipe
 
 #: With less room than asked for, a ring gets as many slots as fit, but at least these.

@@ -17,9 +17,8 @@ import cloudpickle
 
 from augproto.errors import ConfigError
 from augproto.messages import Function
+from augproto.spec import HANDED
 
-#: What the name of a handed-over function starts with.
-HANDED = "handed:"
 #: Importing one of these costs every worker seconds and hundreds of megabytes.
 HEAVY = ("keras", "tensorflow", "torch", "jax")
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from augproto.errors import ConfigError
+from augproto.errors import AugError, ConfigError
 from augproto.layout import Layout
 from augproto.spec import Spec, Transforms
-from augproto.structure import Structure, rebuild
+from augproto.structure import Structure, leaves, places
 from augserver.draws import Draws, draw
 from augserver.sampling import Sampler
 from augserver.transforms import TransformBatch, build
@@ -63,14 +63,16 @@ class Recipe:
         self._parts: list[_Part] = []
         self.structure: dict[str, Structure[str]] = {}
         images = self._images()
+        if function is None and spec.transforms.function is not None:
+            function = _absent
         samples: list[tuple[str, npt.DTypeLike, tuple[int, ...]]] = []
         for role in ("x", "y", "sample_weight"):
             names: Structure[str] | None = getattr(spec, role)
             if names is None:
                 continue
-            fields = _fields(role, names)
+            fields = places(role, names)
             self.structure[role] = fields
-            for field, name in _pairs(fields, names):
+            for field, name in zip(leaves(fields), leaves(names), strict=True):
                 array = self._array(role, name)
                 transform = None
                 dtype, shape = array.dtype, array.shape[1:]
@@ -138,7 +140,7 @@ class Recipe:
         if spec.images is not None:
             chosen = list(spec.images)
         else:
-            first = next(iter(_leaves(spec.x)))
+            first = next(leaves(spec.x))
             chosen = [first] if self._array("x", first).ndim == 4 else []
         for name in chosen:
             array = self._array("images", name)
@@ -184,27 +186,10 @@ class Recipe:
         return next(iter(lengths.values()))
 
 
+def _absent(picture: Array) -> Array:
+    raise AugError("this recipe only describes: it was made without the user's function")
+
+
 def _height_width(shape: tuple[int, ...], data_format: str) -> tuple[int, int]:
     height, width = shape[1:] if data_format == "channels_first" else shape[:2]
     return height, width
-
-
-def _leaves(structure: Structure[str]) -> list[str]:
-    return [name for _, name in _pairs(structure, structure)]
-
-
-def _fields(role: str, names: Structure[str]) -> Structure[str]:
-    """Names for the layout's fields: "x"; "x/0", "x/1"; "x/left", "x/right"."""
-    if isinstance(names, dict):
-        return {key: f"{role}/{key}" for key in names}
-    if isinstance(names, tuple):
-        return tuple(f"{role}/{i}" for i in range(len(names)))
-    return rebuild(names, lambda _: role)
-
-
-def _pairs(fields: Structure[str], names: Structure[str]) -> list[tuple[str, str]]:
-    if isinstance(fields, dict) and isinstance(names, dict):
-        return [(fields[key], names[key]) for key in names]
-    if isinstance(fields, tuple) and isinstance(names, tuple):
-        return list(zip(fields, names, strict=True))
-    return [(str(fields), str(names))]

@@ -15,7 +15,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
@@ -92,12 +91,10 @@ class Supervisor:
         # forkserver's socket file goes where a later server sweeps, even if this one is killed.
         for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ.setdefault(variable, "1")
-        before = tempfile.tempdir
-        tempfile.tempdir = str(runtime)
-        try:
-            forkserver.ensure_running()
-        finally:
-            tempfile.tempdir = before
+        # Named here, multiprocessing's folder is also ours to remove, before its own exit hooks.
+        config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+        config["tempdir"] = str(runtime)
+        forkserver.ensure_running()
 
     def start(self, now: float) -> list[WorkerProcess]:
         """Bring the number up to what is wanted, if it is time; returns the new ones."""

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from augproto.errors import ConfigError
+from augproto.fingerprint import fingerprint
 from augproto.layout import DTYPE_KINDS, FIELD_ALIGNMENT
 from augproto.messages import ArraySpec, Source
 from augproto.segment import Segment, directory
@@ -147,15 +148,6 @@ def _checked_dtype(name: str, dtype: npt.DTypeLike) -> np.dtype[Any]:
     if kind.kind not in DTYPE_KINDS:
         raise ConfigError(f"array {name!r}: got dtype {kind}; wanted numbers or booleans")
     return kind
-
-
-def fingerprint(arrays: dict[str, Array]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of C-contiguous arrays, as hexadecimal text."""
-    digest = hashlib.sha256()
-    for name, array in arrays.items():
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def attach(sources: Iterable[Source], *, writable: bool = False) -> dict[str, Array]:

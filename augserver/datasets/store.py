@@ -8,10 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from augproto.errors import ConfigError, NotAllowed
 from augproto.messages import ArraySpec
+from augproto.spec import HANDED
 from augserver.datasets.arrays import ArrayDataset, load, reserve
-
-#: What the name of handed-over arrays starts with, in a spec's `data`.
-HANDED = "handed:"
 
 
 class DatasetStore:

@@ -11,16 +11,22 @@ asked again within the pass, an index gives the same batch. In an unshuffled str
 index, so that predict and evaluate come out in order.
 
 The epoch advances when a pass has handed out all its steps; a pass that was broken off is begun
-again. What is fetched before the first `on_epoch_begin` is a peek and consumes nothing; so is a
-pass of one batch that is over (`on_epoch_end`) without a second read of `num_batches` having
-followed: JAX and PyTorch build a model that way.
+again. A *peek* hands out batches but consumes nothing:
+
+* no `on_epoch_begin` came since the last batch before it: TensorFlow looks at one or two batches
+  for their shapes, at the start of every fit, evaluate and predict; so does a user's `seq[0]`;
+* one batch, after an `on_epoch_begin` that did not directly follow an `on_epoch_end`: JAX and
+  PyTorch build a model that way. (predict begins like that, too. Of a sequence of a single batch
+  it is taken for a peek and so never uses up an epoch, which does no harm.)
 """
 
 from __future__ import annotations
 
+import threading
+
 
 class Passes:
-    """Turns (what Keras does) into (epoch, step).
+    """Turns (what Keras does) into (epoch, step). TensorFlow calls it from several threads.
 
     Args:
         steps: Of an epoch.
@@ -30,33 +36,47 @@ class Passes:
     def __init__(self, steps: int, *, shuffled: bool) -> None:
         self._steps = steps
         self._shuffled = shuffled
+        self._lock = threading.Lock()
         self._epoch = 0
         self._handed: dict[int, int] = {}
-        self._armed = True
-        self._begun = False
+        self._armed = True  # a pass begins with the next batch
+        self._begun = False  # on_epoch_begin came since the last batch
+        self._after_end = False  # the last thing to happen was on_epoch_end
+        self._building = False  # this pass, or the one about to begin, may build a model
         self._peek = True
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of the current pass."""
-        return self._epoch
 
     def num_batches_read(self) -> None:
         """Keras has read `num_batches`."""
-        self._armed = True
+        with self._lock:
+            self._armed = True
+            self._after_end = False
 
     def epoch_begins(self) -> None:
         """Keras has called `on_epoch_begin`."""
-        self._begun = True
+        with self._lock:
+            self._begun = True
+            self._building = not self._after_end
+            self._after_end = False
+
+    def epoch_ends(self) -> None:
+        """Keras has called `on_epoch_end`."""
+        with self._lock:
+            self._after_end = True
 
     def get(self, index: int) -> tuple[int, int]:
         """Keras asks for a batch: its (epoch, step)."""
-        if self._armed:
-            self._armed = False
-            if len(self._handed) == self._steps and not self._peek:
-                self._epoch += 1
-            self._handed.clear()
-            self._peek = not self._begun
-        if index not in self._handed:
-            self._handed[index] = len(self._handed) if self._shuffled else index
-        return self._epoch, self._handed[index]
+        with self._lock:
+            if self._armed:
+                self._begin()
+            self._begun = self._after_end = False
+            if index not in self._handed:
+                self._handed[index] = len(self._handed) if self._shuffled else index
+            return self._epoch, self._handed[index]
+
+    def _begin(self) -> None:
+        if len(self._handed) == self._steps and not self._peek:
+            self._epoch += 1
+        self._armed = False
+        self._handed.clear()
+        # A pass of several steps that only built a model handed out one of them: not finished.
+        self._peek = not self._begun or (self._building and self._steps == 1)

@@ -25,6 +25,8 @@ DATA_FORMATS = ("channels_last", "channels_first")
 DTYPES = ("float32", "float64", "uint8")
 SUBSETS = ("training", "validation")
 
+#: The name of what a private server's client has handed over (arrays, a function) starts so.
+HANDED = "handed:"
 #: The largest seed: the key of the counter-based generator is 64 bits wide.
 MAX_SEED = 2**64 - 1
 #: A batch of more samples than this is a typing error, not a wish.

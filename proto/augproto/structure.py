@@ -36,6 +36,15 @@ def rebuild(structure: Structure[T], change: Callable[[T], S]) -> Structure[S]:
     return change(structure)
 
 
+def places(role: str, structure: Structure[T]) -> Structure[str]:
+    """Names for the leaves by their place: "x"; "x/0", "x/1"; "x/left", "x/right"."""
+    if isinstance(structure, dict):
+        return {key: f"{role}/{key}" for key in structure}
+    if isinstance(structure, tuple):
+        return tuple(f"{role}/{i}" for i in range(len(structure)))
+    return role
+
+
 def names_from_wire(value: object, where: str) -> Structure[str]:
     """Read a structure of names (str, list or map of str) and refuse anything else."""
     if isinstance(value, str) and value:

@@ -1,0 +1,203 @@
+"""The private server behind `address=None`: started once, shared by the program, ends with it.
+
+It is a process of its own (`python -m augserver.private`), so it needs no `__main__` guard and
+works in `python -c` and in a notebook. It is tied to this program by one inherited socket pair:
+when this program ends, for whatever reason, the pair ends, and so does the server. Through the
+same pair go the arrays' places and the user's functions; a socket never sees them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from augproto import errors
+from augproto.errors import AugError, ConfigError, RemoteProtocolError, ServerLost
+from augproto.messages import (
+    ArraySpec,
+    Fault,
+    Filled,
+    Function,
+    Message,
+    Offer,
+    Room,
+    Scale,
+    Serving,
+    Withdraw,
+    decode,
+    encode,
+)
+from augproto.segment import attach
+
+#: Seconds for a private server to start and to answer.
+START_TIMEOUT = 60.0
+ANSWER_TIMEOUT = 60.0
+
+M = TypeVar("M")
+
+_lock = threading.Lock()
+_server: PrivateServer | None = None
+
+
+def private_server(workers: int | None) -> PrivateServer:
+    """This program's private server, started if need be, with at least so many workers."""
+    global _server
+    with _lock:
+        if _server is None or not _server.alive():
+            _server = PrivateServer(workers)
+        elif workers is not None:
+            _server.ask(Scale(workers), Serving)
+        return _server
+
+
+class PrivateServer:
+    """The process and the pair of sockets that ties it to this one.
+
+    Attributes:
+        address: Where its consumers connect.
+
+    Raises:
+        ConfigError: The server's packages are not installed.
+        ServerLost: It did not start.
+    """
+
+    def __init__(self, workers: int | None) -> None:
+        for module in ("augserver", "scipy", "PIL", "cloudpickle"):
+            if importlib.util.find_spec(module) is None:
+                raise ConfigError(
+                    f"without an address a private server is started, and that needs {module}: "
+                    "pip install 'augserver[server]' (or name a server's address)"
+                )
+        mine, theirs = socket.socketpair()
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        with mine, theirs:
+            # -P: a `random.py` beside the user's script must not become the server's.
+            command = [sys.executable, "-P", "-m", "augserver.private", str(theirs.fileno())]
+            self._process = subprocess.Popen(
+                [*command, str(-1 if workers is None else workers)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                # Ctrl-C in a terminal is for the program; the server ends when the program does.
+                start_new_session=True,
+            )
+            self._pipe = Connection(mine.detach())
+        self.address = self._answer(Serving, START_TIMEOUT).address
+        self._known: set[str] = set()
+
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return os.getpid() == self._owner and self._process.poll() is None
+
+    def hand_function(self, function: Function) -> None:
+        """Let workers know a function of this program's own."""
+        if function.name not in self._known:
+            self.ask(function, Serving)
+            self._known.add(function.name)
+
+    def hand_arrays(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Copy arrays once into memory that the server holds; `withdraw` gives them up.
+
+        Raises:
+            NoRoom: They do not fit into shared memory.
+        """
+        specs = tuple(ArraySpec(n, a.dtype.str, a.shape) for n, a in arrays.items())
+        room = self.ask(Offer(name, specs), Room)
+        if room.sources:
+            memory = attach(os.path.basename(room.sources[0].path), writable=True)
+            for source in room.sources:
+                flat = arrays[source.name].reshape(-1).view(np.uint8)
+                memory[source.offset : source.offset + flat.nbytes] = flat
+            self.ask(Filled(name), Serving)
+
+    def withdraw(self, name: str) -> None:
+        """Give up arrays handed over before; harmless when the server is gone."""
+        with contextlib.suppress(AugError):
+            self.ask(Withdraw(name), Serving)
+
+    def ask(self, message: Message, wanted: type[M]) -> M:
+        """Say something and wait for its answer."""
+        with self._lock:
+            if not self.alive():
+                raise ServerLost("the private server's process has ended")
+            try:
+                self._pipe.send_bytes(encode(message))
+            except OSError as error:
+                raise ServerLost(f"the private server is gone: {error}") from error
+            return self._answer(wanted, ANSWER_TIMEOUT)
+
+    def _answer(self, wanted: type[M], timeout: float) -> M:
+        deadline = time.monotonic() + timeout
+        while not self._pipe.poll(0.1):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                break
+        try:
+            message = decode(self._pipe.recv_bytes()) if self._pipe.poll(0) else None
+        except (EOFError, OSError):
+            message = None
+        if message is None:
+            code = self._process.poll()
+            state = "does not answer" if code is None else f"ended with code {code}"
+            raise ServerLost(
+                f"the private server {state} (waited {timeout:.0f} s at most); what it had to say "
+                "is on this program's standard error"
+            )
+        if isinstance(message, Fault):
+            kind = getattr(errors, message.kind, RemoteProtocolError)
+            raise kind(message.message)
+        if not isinstance(message, wanted):
+            raise RemoteProtocolError(f"the private server said {message!r:.120}")
+        return message
+
+    def close(self, grace: float = 5.0) -> None:
+        """End it: politely by closing the pair, then by SIGKILL."""
+        self.disown()
+        if os.getpid() != self._owner:
+            return
+        try:
+            self._process.wait(grace)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(grace)
+
+    def disown(self) -> None:
+        """Close this process's end of the pair, without a wait."""
+        with contextlib.suppress(OSError):
+            self._pipe.close()
+
+
+def shut_down() -> None:
+    """End this program's private server now; the next sequence starts another."""
+    global _server
+    with _lock:
+        server, _server = _server, None
+    if server is not None:
+        server.close()
+
+
+def _forget_in_child() -> None:
+    # A forked child that kept its copy of the pair open would keep the server alive.
+    global _server, _lock
+    _lock = threading.Lock()
+    if _server is not None:
+        _server.disown()
+        # The child is not the parent of that process and must not wait for it.
+        _server._process.returncode = 0
+        _server = None
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+atexit.register(shut_down)

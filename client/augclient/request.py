@@ -1,0 +1,184 @@
+"""What a consumer asks for, in the user's terms, becomes a spec and what must be handed over.
+
+Arrays of the program itself go to a private server once, in their own dtype, and are known there
+by their fingerprint. Functions of the program go as bytes; both never travel on a socket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypedDict, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from augproto.errors import ConfigError
+from augproto.fingerprint import fingerprint
+from augproto.messages import Function
+from augproto.spec import HANDED, Spec, Transforms
+from augproto.structure import Structure, leaves, places, rebuild
+
+Array = npt.NDArray[Any]
+PictureFunction = Callable[[Any], Any]
+
+ROLES = ("x", "y", "sample_weight")
+
+
+class SpecOptions(TypedDict, total=False):
+    """Fields of `augproto.spec.Spec`, which documents them; what is left out has its default.
+
+    `function` is the user's own function of one picture, or the import path of one; it stands at
+    the place of Keras's preprocessing_function.
+    """
+
+    images: Sequence[str] | str | None
+    batch_size: int
+    shuffle: bool
+    seed: int | None
+    shard: tuple[int, int]
+    drop_remainder: bool
+    validation_split: float
+    subset: str | None
+    target_size: tuple[int, int] | None
+    interpolation: str
+    data_format: str
+    dtype: str
+    transforms: Transforms | Mapping[str, object]
+    function: PictureFunction | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A stream by name, or a spec with what it needs from this program.
+
+    Attributes:
+        changes: Fields of a named stream that this consumer sets for itself.
+        arrays: To be handed over, by name; empty where the server reads files.
+        function, code: The user's own function, as itself and for a private server.
+    """
+
+    stream: str | None = None
+    changes: dict[str, object] = field(default_factory=dict)
+    spec: Spec | None = None
+    arrays: dict[str, Array] = field(default_factory=dict)
+    function: PictureFunction | None = None
+    code: Function | None = None
+
+
+def request(
+    x: object,
+    y: object,
+    sample_weight: object,
+    *,
+    data: str | Sequence[str] | None,
+    stream: str | None,
+    options: SpecOptions,
+) -> Request:
+    """Read what a user passed.
+
+    Args:
+        x, y, sample_weight: Arrays (or a tuple or dict of them); with `data`, their names.
+        data: Files on the server that hold the arrays.
+        stream: The name of a stream in the server's config, instead of all these.
+
+    Raises:
+        ConfigError: The arguments contradict each other or cannot be served.
+    """
+    fields = dict(options)
+    function = fields.pop("function", None)
+    if stream is not None:
+        if data is not None or any(v is not None for v in (x, y, sample_weight)) or function:
+            raise ConfigError(
+                f"stream={stream!r} names a stream of the server's config, which has its own data "
+                "and transforms; leave x, y, sample_weight, data and function out"
+            )
+        return Request(stream=stream, changes=_plain(fields))
+    if x is None:
+        raise ConfigError("x: got None; wanted arrays, or names of arrays together with data=")
+    given = {role: _tupled(v) for role, v in zip(ROLES, (x, y, sample_weight), strict=True)}
+    named = {role: value for role, value in given.items() if value is not None}
+    arrays: dict[str, Array] = {}
+    if data is None:
+        named = {role: _take(role, value, arrays) for role, value in named.items()}
+        names: Sequence[str] | str = (f"{HANDED}{fingerprint(arrays)}",)
+        if "images" in fields and fields["images"] is not None:
+            fields["images"] = _image_names(fields["images"])
+    else:
+        names = data
+    code, fields["transforms"] = _with_function(fields.get("transforms", Transforms()), function)
+    spec = Spec.from_wire(fields | named | {"data": names})
+    own = function if callable(function) else None
+    return Request(spec=spec, arrays=arrays, function=own, code=code)
+
+
+def _tupled(value: object) -> object:
+    return tuple(value) if isinstance(value, list) and _holds_arrays(value) else value
+
+
+def _holds_arrays(value: list[object]) -> bool:
+    """Whether a list is Keras's list of inputs rather than numbers in need of np.asarray."""
+    return bool(value) and all(isinstance(v, (np.ndarray, str)) for v in value)
+
+
+def _take(role: str, value: object, arrays: dict[str, Array]) -> Structure[str]:
+    """Put the arrays into `arrays` under names made of their place; returns the names."""
+    structure: Structure[object] = value
+    names = places(role, structure)
+    for name, leaf in zip(leaves(names), leaves(structure), strict=True):
+        array = np.asarray(leaf)
+        if array.dtype.kind not in "biufc" or array.ndim == 0:
+            raise ConfigError(
+                f"{name}: got {type(leaf).__name__} of dtype {array.dtype} and shape "
+                f"{array.shape}; wanted an array of numbers with one row per sample"
+            )
+        # The same array in two places (an auto-encoder's x and y) is handed over once.
+        same = next((n for n, a in arrays.items() if a is array), None)
+        if same is None:
+            arrays[name] = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        else:
+            names = rebuild(names, {**{n: n for n in leaves(names)}, name: same}.__getitem__)
+    return names
+
+
+def _image_names(images: object) -> list[str]:
+    """With arrays, users name inputs by key or position: images=("left", "right") or (0, 1)."""
+    listed = [images] if isinstance(images, (str, int)) else list(cast(Sequence[object], images))
+    return [name if str(name).startswith("x") else f"x/{name}" for name in map(str, listed)]
+
+
+def _with_function(
+    transforms: object, function: object
+) -> tuple[Function | None, Transforms | object]:
+    checked = transforms if isinstance(transforms, Transforms) else Transforms.from_wire(transforms)
+    if function is None:
+        return None, checked
+    if isinstance(function, str):
+        return None, replace(checked, function=function)
+    if not callable(function):
+        raise ConfigError(
+            f"function: got {function!r:.80}; wanted a function of one picture, or the import "
+            "path of one ('package.module:name')"
+        )
+    code = pickled(function)
+    return code, replace(checked, function=code.name)
+
+
+def pickled(function: PictureFunction) -> Function:
+    """The function as bytes for a private server of the same user on the same machine."""
+    try:
+        import cloudpickle
+    except ImportError as error:
+        raise ConfigError(
+            "function: handing over a function needs cloudpickle: pip install 'augserver[server]'"
+        ) from error
+    code = cloudpickle.dumps(function)
+    path = tuple(entry or os.getcwd() for entry in sys.path)
+    return Function(f"{HANDED}{hashlib.sha256(code).hexdigest()}", code, path)
+
+
+def _plain(fields: Mapping[str, object]) -> dict[str, object]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}

@@ -1,0 +1,160 @@
+"""For Keras: `model.fit(AugSequence(...))` on TensorFlow, JAX and PyTorch, without a copy."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Unpack
+
+import keras
+
+from augclient.consumer import TIMEOUT, Batch, Consumer
+from augclient.passes import Passes
+from augclient.request import SpecOptions
+from augproto.structure import Structure, rebuild
+
+
+class AugSequence(keras.utils.PyDataset):  # type: ignore[misc] # keras carries no types
+    """Augmented batches for `fit`, `evaluate` and `predict`.
+
+    The arguments are those of `augclient.Consumer`, which documents them.
+
+    Example:
+
+    ```python
+    train = AugSequence(x, y, batch_size=64, seed=1,
+                        transforms=dict(rotation_range=15, horizontal_flip=True, rescale=1 / 255))
+    model.fit(train, epochs=10)
+    ```
+
+    Notes:
+
+    - What Keras gets are views of shared memory: a tensor that you keep keeps its slot. On PyTorch
+      they are tensors already, and writable; on TensorFlow and JAX they are read-only arrays.
+    - `workers` is the number of the server's processes, not of Keras's: Keras's own workers and
+      its multiprocessing would pickle what is in shared memory already, and are ignored.
+    - A new pass over the sequence is a new epoch of the stream, with new draws, if the pass before
+      it was finished. With shuffle=False, index and step are the same thing.
+    """
+
+    def __init__(
+        self,
+        x: object = None,
+        y: object = None,
+        sample_weight: object = None,
+        *,
+        data: str | Sequence[str] | None = None,
+        stream: str | None = None,
+        address: str | None = None,
+        workers: int | None = None,
+        slots: int | None = None,
+        timeout: float = TIMEOUT,
+        use_multiprocessing: bool = False,
+        max_queue_size: int | None = None,
+        **options: Unpack[SpecOptions],
+    ) -> None:
+        super().__init__(workers=1, use_multiprocessing=False)
+        if use_multiprocessing:
+            _warn_ignored("use_multiprocessing", use_multiprocessing)
+        if max_queue_size is not None:
+            _warn_ignored("max_queue_size", max_queue_size)
+        self._torch = keras.backend.backend() == "torch"
+        self.consumer = Consumer(
+            x,
+            y,
+            sample_weight,
+            data=data,
+            stream=stream,
+            address=address,
+            workers=workers,
+            slots=slots,
+            timeout=timeout,
+            writable=self._torch,
+            **options,
+        )
+        self._passes = Passes(self.consumer.steps, shuffled=self.consumer.shuffle)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self.consumer.steps
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in an epoch; Keras reads it before a pass (see passes.py)."""
+        self._passes.num_batches_read()
+        return self.consumer.steps
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """The batch that Keras means by this index: (x,), (x, y) or (x, y, sample_weight)."""
+        if not 0 <= index < self.consumer.steps:
+            raise IndexError(f"batch {index}: wanted 0 to {self.consumer.steps - 1}")
+        batch = self.consumer.get(*self._passes.get(index))
+        return _as_tensors(batch) if self._torch else batch.as_tuple()
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        """One epoch, for a loop of your own: `for x, y in sequence`."""
+        self.on_epoch_end()
+        self.on_epoch_begin()
+        for index in range(self.num_batches):
+            yield self[index]
+
+    def on_epoch_begin(self) -> None:
+        """Called by Keras."""
+        self._passes.epoch_begins()
+
+    def on_epoch_end(self) -> None:
+        """Called by Keras."""
+        self._passes.epoch_ends()
+
+    def close(self) -> None:
+        """Let go of the stream; batches that are still alive stay readable."""
+        self.consumer.close()
+
+    # Keras reads these three; the server's processes have made them superfluous and, since views
+    # of shared memory would be pickled, harmful (research on Keras 3.15: repeated batches, leaks).
+
+    @property
+    def workers(self) -> int:
+        """Of Keras: always 1, in this process."""
+        return 1
+
+    @workers.setter
+    def workers(self, value: int) -> None:
+        if value != 1:
+            _warn_ignored("workers", value)
+
+    @property
+    def use_multiprocessing(self) -> bool:
+        """Of Keras: never."""
+        return False
+
+    @use_multiprocessing.setter
+    def use_multiprocessing(self, value: bool) -> None:
+        if value:
+            _warn_ignored("use_multiprocessing", value)
+
+
+def _warn_ignored(name: str, value: object) -> None:
+    warnings.warn(
+        f"{name}={value!r} is ignored: the server's worker processes make the batches (their "
+        "number is AugSequence(workers=...)), and Keras's own would only pickle them",
+        stacklevel=3,
+    )
+
+
+def _as_tensors(batch: Batch) -> tuple[Any, ...]:
+    """PyTorch tensors over the same memory; Keras copies numpy arrays but not these."""
+    import torch
+
+    def tensor(array: Any) -> Any:
+        try:
+            return torch.from_numpy(array)
+        except TypeError:
+            return array  # PyTorch has no such dtype; Keras decides what becomes of it
+
+    def part(structure: Structure[Any] | None) -> Any:
+        return None if structure is None else rebuild(structure, tensor)
+
+    return Batch(
+        batch.epoch, batch.step, part(batch.x), part(batch.y), part(batch.sample_weight)
+    ).as_tuple()
