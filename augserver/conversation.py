@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from augproto.errors import ConfigError, NoRoom, NotAllowed, UnknownStream
 from augproto.layout import Layout
 from augproto.messages import ArraySpec, Define, Open, Opened
+from augproto.ring import Ring
 from augproto.segment import Segment
 from augproto.session import Session
 from augproto.spec import HANDED, Spec
@@ -39,6 +40,7 @@ class Ringed:
     opened: Opened
     define: Define
     segment: Segment
+    ring: Ring
     dataset: ArrayDataset
 
 
@@ -135,7 +137,7 @@ def open_stream(
         fingerprint=dataset.fingerprint,
     )
     define = Define(stream, spec.to_wire(), seed, dataset.sources, segment.name, slots)
-    return Ringed(opened, define, segment, dataset)
+    return Ringed(opened, define, segment, Ring(segment.map(), layout, slots), dataset)
 
 
 def _make_ring(layout: Layout, slots: int, name: Callable[[], str]) -> tuple[Segment, int]:

@@ -149,6 +149,8 @@ class Crew:
 
     def progress(self, worker: int, working_since: float | None) -> None:
         """The worker has reported something: its deadline starts anew, or it is idle (None)."""
+        if self._supervisor is not None and worker in self._supervisor.workers:
+            self._supervisor.workers[worker].proven = True
         if working_since is None:
             self._since.pop(worker, None)
         else:

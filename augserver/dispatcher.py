@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from augproto.errors import SlotError
 from augproto.messages import Announce, Entry, Fault, Place, Release, Run
@@ -85,15 +86,14 @@ class Dispatcher:
         s = self._streams[stream]
         crossed = {key for key, number, _ in s.announced.values() if number > seen}
         s.faulted = {key: number for key, number in s.faulted.items() if number > seen}
-        wanted: dict[Key, None] = {}
-        for run in runs:
-            for step in range(run.first, min(run.first + run.steps, s.steps)):
-                key = (run.epoch, step)
-                if key not in s.writing and key not in crossed and key not in s.faulted:
-                    wanted[key] = None
-                if len(wanted) >= MAX_WANTED:
-                    break
-        s.wanted = deque(wanted)
+        keys = (
+            (run.epoch, step)
+            for run in runs
+            for step in range(run.first, min(run.first + run.steps, s.steps))
+        )
+        known = crossed | s.writing.keys() | s.faulted.keys()
+        fresh = islice((key for key in keys if key not in known), MAX_WANTED)
+        s.wanted = deque(dict.fromkeys(fresh))
 
     def release(self, stream: int, released: Iterable[Release]) -> list[SlotError]:
         """Slots whose last views are gone. A stale one harms nothing and is returned."""
@@ -121,40 +121,49 @@ class Dispatcher:
         """How many assignments a worker holds."""
         return len(self._workers.get(worker, ()))
 
-    def leave(self, worker: int) -> list[tuple[int, Fault]]:
+    def held(self, worker: int) -> list[tuple[int, Place]]:
+        """What a worker still owes: (stream, place), in the order in which it works."""
+        return [
+            (assignment.stream, place)
+            for assignment in self._workers.get(worker, ())
+            for place in assignment.places
+        ]
+
+    def leave(
+        self, worker: int, suspect: tuple[int, Place] | None = None
+    ) -> list[tuple[int, Fault]]:
         """The worker is dead *and reaped*: its slots are free and its batches wanted again.
 
-        Only the batch that it was working on can have killed it, so only that one counts an
-        attempt; after MAX_ATTEMPTS deaths the consumer gets the fault instead of another try.
+        Args:
+            suspect: What it was writing, as the slots' headers tell; by default the first thing
+                that it owed. Only that counts an attempt: after MAX_ATTEMPTS deaths its consumer
+                gets a fault instead of another try.
         """
-        faults: list[tuple[int, Fault]] = []
-        assignments = self._workers.pop(worker, deque())
-        suspect = True
-        for assignment in reversed(assignments):
-            s = self._streams.get(assignment.stream)
-            if s is None:
-                continue
-            for place in reversed(assignment.places):
-                if s.writing.get(place[:2], (None,))[0] == worker:
-                    del s.writing[place[:2]]
-                    s.slots.abort(place.slot, place.sequence)
-                    s.wanted.appendleft(place[:2])
-        for assignment in assignments:
-            s = self._streams.get(assignment.stream)
-            if s is None or not suspect:
-                continue
-            key = assignment.places[0][:2]
-            suspect = False
-            s.attempts[key] = s.attempts.get(key, 0) + 1
-            if s.attempts[key] >= MAX_ATTEMPTS:
-                s.wanted = deque(k for k in s.wanted if k != key)
-                message = (
-                    f"epoch {key[0]}, step {key[1]}: {s.attempts[key]} workers died while making "
-                    "this batch; it is given up"
-                )
-                faults.append((assignment.stream, self._fault(s, key, message)))
-                del s.attempts[key]
-        return faults
+        held = self.held(worker)
+        self._workers.pop(worker, None)
+        for stream, place in reversed(held):
+            s = self._streams.get(stream)
+            if s is not None and s.writing.get(place[:2], (None,))[0] == worker:
+                del s.writing[place[:2]]
+                s.slots.abort(place.slot, place.sequence)
+                s.wanted.appendleft(place[:2])
+        if suspect is None:
+            suspect = held[0] if held else None
+        return self._blame(*suspect) if suspect is not None else []
+
+    def _blame(self, stream: int, place: Place) -> list[tuple[int, Fault]]:
+        s, key = self._streams.get(stream), place[:2]
+        if s is None:
+            return []
+        s.attempts[key] = s.attempts.get(key, 0) + 1
+        if s.attempts[key] < MAX_ATTEMPTS:
+            return []
+        s.wanted = deque(k for k in s.wanted if k != key)
+        message = (
+            f"epoch {key[0]}, step {key[1]}: {s.attempts.pop(key)} workers died while making this "
+            "batch; it is given up. What killed them is in the server's log"
+        )
+        return [(stream, self._fault(s, key, message))]
 
     def done(
         self, worker: int, stream: int, entries: Iterable[Entry], seconds: float

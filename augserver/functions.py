@@ -35,7 +35,9 @@ def resolve(name: str, handed: Mapping[str, Function]) -> Any:
     try:
         if name.startswith(HANDED):
             message = handed[name]
-            sys.path.extend(entry for entry in message.path if entry not in sys.path)
+            # Its own imports are found as in its own program: there first, in that order.
+            rest = [entry for entry in sys.path if entry not in message.path]
+            sys.path[:] = [*message.path, *rest]
             function = cloudpickle.loads(message.code)
         else:
             module, _, attribute = name.partition(":")

@@ -2,7 +2,8 @@
 
 Its end is the server's end, whatever the program died of. While it lives, the program hands over
 what must not travel on any socket: functions of its own (cloudpickle, opened by workers only) and
-arrays, which it writes itself into room that the server makes. Every message is answered by one.
+arrays, which it writes itself into room that the server makes. Every message but Withdraw is
+answered by one.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 from multiprocessing.connection import Connection
 
 from augproto.errors import AugError, RemoteProtocolError
+from augproto.faults import fault_of
 from augproto.messages import (
-    Fault,
     Filled,
     Function,
     Message,
@@ -55,10 +56,14 @@ class Lifeline:
             message = decode(self._pipe.recv_bytes())
         except OSError as error:
             raise EOFError from error
+        if isinstance(message, Withdraw):
+            # Said by a garbage collector, which does not wait for an answer.
+            self._datasets.withdraw(message.name)
+            return message
         try:
             answer = self._answer(message)
         except (AugError, OSError) as error:
-            answer = Fault(type(error).__name__, str(error))
+            answer = fault_of(error)
         try:
             self._pipe.send_bytes(encode(answer))
         except OSError as error:
@@ -72,8 +77,6 @@ class Lifeline:
                 return Room(message.name, room.sources if room else ())
             case Filled():
                 self._datasets.filled(message.name)
-            case Withdraw():
-                self._datasets.withdraw(message.name)
             case Scale():
                 self._crew.scale(message.workers)
             case Function():

@@ -110,7 +110,9 @@ class SocketLock:
     def close(self) -> None:
         """Let the next server have the path."""
         if self._path is not None:
-            with contextlib.suppress(OSError):
-                self._path.unlink()
+            # libzmq leaves the socket's file behind when it closes; first that, then the lock.
+            for path in (self._path.with_suffix(""), self._path):
+                with contextlib.suppress(OSError):
+                    path.unlink()
             os.close(self._fd)
             self._path = None

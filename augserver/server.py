@@ -28,6 +28,7 @@ from augproto.errors import (
     RemoteProtocolError,
     SessionLost,
 )
+from augproto.faults import fault_of
 from augproto.messages import (
     MAX_FRAME_BYTES,
     VERSION,
@@ -37,13 +38,13 @@ from augproto.messages import (
     Close,
     Done,
     Failed,
-    Fault,
     Forget,
     Function,
     Heartbeat,
     Hello,
     Message,
     Open,
+    Place,
     Ready,
     Status,
     Want,
@@ -245,7 +246,7 @@ class Server:
         except AugError as error:
             _log.info("%s: refused: %s", conversation.program or "a consumer", error)
             # The conversation, if there is one, goes on: a bad frame harms nobody but itself.
-            self._send_raw(identity, encode(Fault(type(error).__name__, str(error))))
+            self._send_raw(identity, encode(fault_of(error)))
 
     def _check_first(self, frame: bytes) -> None:
         if len(self._conversations) >= self.config.max_consumers:
@@ -319,7 +320,7 @@ class Server:
         self._dispatcher.want(stream, message.runs, message.seen)
 
     def _refuse(self, conversation: Conversation, error: Exception) -> None:
-        self._say(conversation, Fault(type(error).__name__, str(error)))
+        self._say(conversation, fault_of(error))
 
     def _say(self, conversation: Conversation, message: Message) -> None:
         try:
@@ -395,6 +396,19 @@ class Server:
             case _:
                 raise RemoteProtocolError(f"worker {worker} said {message!r:.120}")
 
+    def _suspect(self, worker: int) -> tuple[int, Place] | None:
+        """What a dead worker was writing: a slot that is claimed at the sequence it was given.
+
+        The header is evidence for the blame alone; the slot is free either way.
+        """
+        for stream, place in self._dispatcher.held(worker):
+            conversation = self._by_stream.get(stream)
+            if conversation is not None and conversation.ringed is not None:
+                ring = conversation.ringed.ring
+                if ring.being_written(place.slot, place.sequence):
+                    return stream, place
+        return None
+
     def _progress(self, worker: int) -> None:
         idle = self._dispatcher.load(worker) == 0
         self._crew.progress(worker, None if idle else time.monotonic())
@@ -407,7 +421,7 @@ class Server:
         for worker, last_words in self._crew.reap(now):
             for message in last_words:
                 self._take_worker(worker, message)
-            for stream, fault in self._dispatcher.leave(worker):
+            for stream, fault in self._dispatcher.leave(worker, self._suspect(worker)):
                 self._tell_consumer(stream, fault)
             self._crew.start(now)
 

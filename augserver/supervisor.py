@@ -4,8 +4,9 @@ Workers are forked by a *forkserver*: a process that has imported what they need
 threads (forking beside threads deadlocks). Two facts hold for everyone who relies on this file:
 
 * A worker is reported as gone only when it has been *reaped*: from then on it cannot write.
-* A worker that dies young is replaced with a growing delay: a worker that cannot live makes no
-  storm of restarts.
+* A worker that dies before it has ever answered an assignment is replaced with a growing delay:
+  workers that cannot start make no storm of restarts. A proven one is replaced at once; a batch
+  that kills every worker is the dispatcher's to give up.
 """
 
 from __future__ import annotations
@@ -24,9 +25,7 @@ from pathlib import Path
 
 from augproto.messages import Message, decode, encode
 
-#: A worker that lived shorter than this (seconds) failed to start, more or less.
-YOUNG = 5.0
-#: Delays before replacing the 1st, 2nd, ... worker in a row that died young.
+#: Seconds before replacing the 1st, 2nd, ... worker in a row that never answered.
 BACK_OFF = (0.0, 0.1, 0.5, 2.0, 10.0)
 
 _log = logging.getLogger("augserver.supervisor")
@@ -50,7 +49,7 @@ class WorkerProcess:
     number: int
     process: ForkServerProcess
     pipe: Connection
-    started: float
+    proven: bool = False
 
     def send(self, message: Message) -> None:
         """Tell the worker; one that is dead is noticed by its sentinel, not here."""
@@ -79,7 +78,7 @@ class Supervisor:
         self.workers: dict[int, WorkerProcess] = {}
         self.restarts = 0
         self._next = 0
-        self._young_deaths = 0
+        self._unproven = 0
         self._not_before = 0.0
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["augserver.preload"])
@@ -106,7 +105,7 @@ class Supervisor:
             )
             process.start()
             theirs.close()
-            worker = WorkerProcess(self._next, process, mine, now)
+            worker = WorkerProcess(self._next, process, mine)
             self.workers[self._next] = worker
             self._next += 1
             new.append(worker)
@@ -123,9 +122,8 @@ class Supervisor:
         worker.pipe.close()
         worker.process.join(1.0)
         self.restarts += 1
-        young = now - worker.started < YOUNG
-        self._young_deaths = self._young_deaths + 1 if young else 0
-        self._not_before = now + BACK_OFF[min(self._young_deaths, len(BACK_OFF) - 1)]
+        self._unproven = 0 if worker.proven else self._unproven + 1
+        self._not_before = now + BACK_OFF[min(self._unproven, len(BACK_OFF) - 1)]
         cause = cause_of_death(worker.process.exitcode or 0)
         _log.warning("worker %d (pid %s) %s", worker.number, worker.process.pid, cause)
         return last_words

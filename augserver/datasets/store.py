@@ -54,17 +54,17 @@ class DatasetStore:
         if key[0].startswith(HANDED):
             ready.set_exception(ConfigError(f"data: no arrays {key[0]!r:.80} were handed over"))
             return ready
-        return self._loader.submit(self._load, key, tuple(data))
+        loading = self._loader.submit(self._load, key, tuple(data))
+        # Not at the end of `_load`: whoever is woken there finds the future not done yet.
+        loading.add_done_callback(lambda _: self._loaded())
+        return loading
 
     def _load(self, key: tuple[str, ...], paths: tuple[str, ...]) -> ArrayDataset:
-        try:
-            dataset = self._datasets.get(key)
-            if dataset is None:
-                dataset = self._datasets[key] = load(paths, self._name_segment())
-            dataset.users += 1
-            return dataset
-        finally:
-            self._loaded()
+        dataset = self._datasets.get(key)
+        if dataset is None:
+            dataset = self._datasets[key] = load(paths, self._name_segment())
+        dataset.users += 1
+        return dataset
 
     def offer(self, name: str, arrays: Sequence[ArraySpec]) -> ArrayDataset | None:
         """Make room for a client's arrays; None if they are here already."""

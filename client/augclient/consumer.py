@@ -147,8 +147,10 @@ class Consumer:
         else:
             self._source, give_up = _private(wanted, workers, slots, writable)
             self._finalizer = weakref.finalize(self, give_up)
+            self._finalizer.atexit = False  # then the whole server goes
         # A link's thread must not keep a forgotten consumer's stream alive.
         self._closer = weakref.finalize(self, self._source.close)
+        self._closer.atexit = False  # links end by themselves, in the right order
         opened = self._source.opened
         self._structure = {
             role: names_from_wire(names, role) for role, names in opened.structure.items()

@@ -37,16 +37,21 @@ class Demand:
 
     def ask(self, key: Key) -> None:
         """The consumer wants this batch now."""
+        if key == self._current:
+            return  # still waiting for it
         if key == self._expected or key[1] == 0:
             self._horizon = min(self._slots, max(1, self._horizon * 2))
-        elif key != self._current:
+        else:
             self._horizon = 1
         self._current = key
         self._expected = self._after(key)
 
     def take(self, key: Key) -> Entry | None:
         """The batch, if it is there; it is the consumer's from now on."""
-        return self.ready.pop(key, None)
+        entry = self.ready.pop(key, None)
+        if entry is not None and key == self._current:
+            self._current = None
+        return entry
 
     def announced(self, number: int, entries: Iterable[Entry]) -> None:
         """The server has made these."""
@@ -71,7 +76,7 @@ class Demand:
         wanted = set(self._keys())
         gone = [key for key in self.ready if key not in wanted]
         kept = [key for key in self._keys() if key in self.ready]
-        if waiting and self._current not in self.ready:
+        if waiting and self._current is not None and self._current not in self.ready:
             while kept and len(kept) + leased >= self._slots:
                 gone.append(kept.pop())
         return [Release(self.ready[key].slot, self.ready.pop(key).sequence) for key in gone]

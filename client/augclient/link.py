@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
+import dataclasses
 import os
 import sys
 import threading
@@ -21,37 +21,34 @@ from typing import Any
 import numpy.typing as npt
 import zmq
 
+from augclient.attachment import Attachment
 from augclient.demand import Demand, Key
-from augclient.lease import Returns, Wake, aligned_empty, lease
-from augproto import errors
+from augclient.lease import Wake
 from augproto.errors import (
     AugError,
     BatchTimeout,
+    ConfigError,
     ConnectTimeout,
-    RemoteProtocolError,
+    ConsumerClosed,
+    ForkedProcess,
     ServerLost,
-    WorkerError,
 )
-from augproto.layout import Layout
+from augproto.faults import error_of
 from augproto.messages import (
     MAX_FRAME_BYTES,
     VERSION,
     Announce,
     Bye,
     Close,
-    Entry,
     Fault,
     Heartbeat,
     Hello,
     Message,
     Open,
     Opened,
-    Release,
     Want,
     Welcome,
 )
-from augproto.ring import Header, Ring
-from augproto.segment import Holder, attach
 from augproto.session import Role, Session, State
 
 #: Seconds for which a server may owe an answer before it counts as lost.
@@ -61,21 +58,7 @@ CONNECT_TIMEOUT = 30.0
 #: Releases and wishes that nobody waits for are sent after this (seconds) at the latest.
 LAZY = 0.02
 
-_log = logging.getLogger("augclient.link")
 _open_links: weakref.WeakSet[Link] = weakref.WeakSet()
-
-
-class _Attached:
-    """The ring of one opening: mapping, slots, and the proof that this process lives."""
-
-    def __init__(self, opened: Opened, wake: Wake, *, writable: bool) -> None:
-        self.opened = opened
-        arrays = [(a.name, a.dtype, a.shape) for a in opened.arrays]
-        self.layout = Layout.of(opened.batch_size, arrays)
-        memory = attach(opened.segment, writable=writable)
-        self.ring = Ring(memory, self.layout, opened.slots)
-        self.holder = Holder(opened.segment)
-        self.returns = Returns(wake, eager=max(1, opened.slots // 4))
 
 
 class Link:
@@ -102,32 +85,30 @@ class Link:
         connect_timeout: float = CONNECT_TIMEOUT,
     ) -> None:
         self.address = address
-        self.copies = 0  #: batches handed out as private copies because the ring ran dry
         self._wish = wish
         self._writable = writable
         self._lives = lives
         self._owner = os.getpid()
         self._wake = Wake()
         self._changed = threading.Condition()
-        self._attached: _Attached | None = None
+        self._attachment: Attachment | None = None
         self._demand: Demand | None = None
         self._error: AugError | None = None
         self._closing = False
         self._send_now = False
-        self._collected = 0.0
         self._session = Session(Role.CONSUMER, time.monotonic())
         self._thread = threading.Thread(target=self._run, name="augclient-link", daemon=True)
         self._thread.start()
         _open_links.add(self)
         with self._changed:
-            opened = self._changed.wait_for(
-                lambda: self._attached is not None or self._error is not None, connect_timeout
+            self._changed.wait_for(
+                lambda: self._attachment is not None or self._error is not None, connect_timeout
             )
             error = self._error
-        if error is None and not opened:
+        if error is None and self._attachment is None:
             error = ConnectTimeout(
-                f"no augserver answered at {address} within {connect_timeout:.0f} s. Is it "
-                "running (`augserver serve`), and is the address the one it prints?"
+                f"no augserver opened the stream at {address} within {connect_timeout:.0f} s. Is "
+                "it running (`augserver serve`), and is this the address that it prints?"
             )
         if error is not None:
             self.close()
@@ -136,13 +117,18 @@ class Link:
     @property
     def opened(self) -> Opened:
         """What the server said of the stream."""
-        assert self._attached is not None
-        return self._attached.opened
+        assert self._attachment is not None
+        return self._attachment.opened
 
     @property
     def leased(self) -> int:
         """How many slots this consumer holds now."""
-        return self._attached.returns.leased if self._attached is not None else 0
+        return self._attachment.returns.leased if self._attachment is not None else 0
+
+    @property
+    def copies(self) -> int:
+        """How many batches were handed out as copies because the ring ran dry."""
+        return self._attachment.copies if self._attachment is not None else 0
 
     # -- the consumer's side --------------------------------------------------------------------
 
@@ -153,107 +139,68 @@ class Link:
             WorkerError: The batch cannot be made.
             BatchTimeout: It did not come in time.
             ServerLost: The server is gone.
+            ConsumerClosed, ForkedProcess: The link is not this caller's to use (any more).
         """
-        self._check_process()
-        deadline = time.monotonic() + timeout
-        with self._changed:
-            if self._demand is not None:
-                self._demand.ask(key)
-            while True:
-                self._raise_error()
-                assert self._demand is not None
-                assert self._attached is not None
-                fault = self._demand.faults.pop(key, None)
-                if fault is not None:
-                    raise _worker_error(fault)
-                entry = self._demand.take(key)
-                if entry is not None:
-                    break
-                self._attached.returns.hurry = True
-                self._poke_if_dry(self._attached.returns)
-                if not self._demand.asked(key) or self._attached.returns.pending:
-                    self._send_soon()
-                left = deadline - time.monotonic()
-                if left <= 0 or not self._changed.wait(min(left, 1.0)):
-                    self._check_deadline(key, deadline, timeout)
-            self._attached.returns.hurry = False
-            if self._demand.unsaid() * 4 > self._attached.opened.slots:
-                self._send_soon()
-            return self._hand_out(self._attached, entry)
-
-    def _hand_out(self, attached: _Attached, entry: Entry) -> dict[str, npt.NDArray[Any]]:
-        stream = attached.opened.stream
-        header = Header(stream, entry.epoch, entry.step, entry.sequence, entry.samples)
-        attached.ring.check(entry.slot, header)
-        slot = attached.ring.slot(entry.slot)
-        release = Release(entry.slot, entry.sequence)
-        if attached.returns.leased >= attached.opened.slots - 1:
-            self._collect(attached.returns)
-        if attached.returns.leased >= attached.opened.slots - 1:
-            # One slot always circulates, or a consumer that keeps everything stops the stream.
-            copy = aligned_empty(slot.nbytes)
-            copy[...] = slot
-            attached.returns.drop(release)
-            self._send_soon()
-            self._count_copy(attached)
-            return attached.layout.arrays(copy, entry.samples)
-        return attached.layout.arrays(lease(slot, release, attached.returns), entry.samples)
-
-    def _count_copy(self, attached: _Attached) -> None:
-        if self.copies == 0:
-            _log.warning(
-                "all %d slots of the ring but one are in use, so batches are copied out from here "
-                "on: more slots (slots=) avoid that, if the batches are not kept on purpose",
-                attached.opened.slots,
-            )
-        self.copies += 1
-
-    def _poke_if_dry(self, returns: Returns) -> None:
-        if self._attached is not None and returns.leased >= self._attached.opened.slots - 1:
-            self._collect(returns)
-
-    def _collect(self, returns: Returns) -> None:
-        """Make dead views release: frameworks keep some in deferred lists and cycles.
-
-        jaxlib drops references only at its next call or collection; PyTorch's may sit in cycles.
-        Both measured: without this a ring of two to four slots runs dry for ever.
-        """
-        jaxlib = sys.modules.get("jaxlib._jax")
-        with contextlib.suppress(AttributeError):
-            if jaxlib is not None:
-                jaxlib.collect_garbage()
-        now = time.monotonic()
-        if returns.leased and now - self._collected > 1.0:
-            # A full collection takes longer than the copy it saves: not for every batch.
-            self._collected = now
-            import gc
-
-            gc.collect()
-
-    def _check_deadline(self, key: Key, deadline: float, timeout: float) -> None:
-        if self._lives is not None and not self._lives():
-            self._error = self._error or ServerLost(
-                f"epoch {key[0]}, step {key[1]}: the private server's process has ended"
-            )
-        if time.monotonic() >= deadline and self._error is None:
-            raise BatchTimeout(
-                f"epoch {key[0]}, step {key[1]} did not come within {timeout:.0f} s; the server at "
-                f"{self.address} answers, so its workers are too slow for this deadline (timeout=) "
-                "or stuck in a transform"
-            )
-
-    def _check_process(self) -> None:
         if os.getpid() != self._owner:
-            raise errors.ForkedProcess(
+            raise ForkedProcess(
                 f"this consumer belongs to process {self._owner}; process {os.getpid()} is a fork "
                 "of it and must open its own"
             )
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            self._raise_error()
+            assert self._demand is not None
+            self._demand.ask(key)
+            while True:
+                fault = self._demand.faults.pop(key, None)
+                if fault is not None:
+                    raise error_of(fault)
+                entry = self._demand.take(key)
+                if entry is not None:
+                    break
+                self._wait(key, deadline, timeout)
+            assert self._attachment is not None
+            arrays = self._attachment.batch(entry)
+            if self._demand.unsaid() * 4 > self._attachment.opened.slots:
+                self._send_soon()
+            return arrays
+
+    def _wait(self, key: Key, deadline: float, timeout: float) -> None:
+        """Wait until something has changed, with the server told all that could help."""
+        assert self._demand is not None
+        assert self._attachment is not None
+        self._attachment.returns.hurry = True
+        try:
+            self._attachment.collect()
+            self._make_room()
+            if not self._demand.asked(key) or self._attachment.returns.pending:
+                self._send_soon()
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._changed.wait(min(left, 1.0)):
+                self._attachment.collect()
+                if time.monotonic() >= deadline:
+                    raise BatchTimeout(
+                        f"epoch {key[0]}, step {key[1]} did not come within {timeout:.0f} s. The "
+                        f"server at {self.address} lives, so its workers are too slow for this "
+                        "deadline (timeout=), or stuck in a transform"
+                    )
+        finally:
+            self._attachment.returns.hurry = False
+        self._raise_error()
+
+    def _make_room(self) -> None:
+        """Give back what is ready but not wanted any more, or in the way of what is waited for."""
+        assert self._demand is not None
+        assert self._attachment is not None
+        returns = self._attachment.returns
+        for release in self._demand.excess(returns.leased, waiting=returns.hurry):
+            returns.drop(release)
 
     def _raise_error(self) -> None:
         if self._error is not None:
             raise type(self._error)(*self._error.args)
         if self._closing:
-            raise errors.ConsumerClosed("this consumer is closed; open a new one")
+            raise ConsumerClosed("this consumer is closed; open a new one")
 
     def close(self) -> None:
         """End the conversation. Arrays that are still alive stay readable."""
@@ -284,14 +231,14 @@ class Link:
                     dealer.connect(self.address)
                     self._converse(dealer)
         except zmq.ZMQError as error:
-            self._fail(errors.ConfigError(f"address {self.address!r}: {error.strerror}"))
+            self._fail(ConfigError(f"address {self.address!r}: {error.strerror}"))
         except AugError as error:
             self._fail(error)
         except Exception as error:  # a thread must not end without a word
             self._fail(ServerLost(f"the link to {self.address} failed: {error!r}"))
         finally:
-            if self._attached is not None:
-                self._attached.holder.close()
+            if self._attachment is not None:
+                self._attachment.close()
             context.destroy(linger=200)
 
     def _fail(self, error: AugError) -> None:
@@ -307,9 +254,8 @@ class Link:
         poller.register(dealer, zmq.POLLIN)
         poller.register(self._wake.reader, zmq.POLLIN)
         while True:
-            now = time.monotonic()
-            wait = max(0.0, self._session.due(now))
-            if self._session.state is State.OPEN and self._idle_work():
+            wait = max(0.0, self._session.due(time.monotonic()))
+            if self._attachment is not None and self._attachment.returns.pending:
                 wait = min(wait, LAZY)
             ready = dict(poller.poll(int(wait * 1000) + 1))
             if self._wake.reader in ready:
@@ -321,12 +267,8 @@ class Link:
                     with contextlib.suppress(AugError):
                         self._say(dealer, Close())
                     return
-                self._speak(dealer, lazily=not ready)
+                self._speak(dealer, idle=not ready)
                 self._check_server()
-
-    def _idle_work(self) -> bool:
-        assert self._attached is not None
-        return bool(self._attached.returns.pending)
 
     def _listen(self, dealer: Any) -> bool:
         """Take everything that has come; False if the conversation is over."""
@@ -335,13 +277,7 @@ class Link:
                 frames = dealer.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return True
-            try:
-                message = self._session.receive(frames[-1], time.monotonic())
-            except RemoteProtocolError:
-                if self._session.state is State.CLOSED:
-                    continue
-                raise
-            if not self._take(dealer, message):
+            if not self._take(dealer, self._session.receive(frames[-1], time.monotonic())):
                 return False
 
     def _take(self, dealer: Any, message: Message) -> bool:
@@ -350,63 +286,58 @@ class Link:
                 self._say(dealer, self._wish)
             case Opened():
                 self._attach(message)
-            case Announce():
-                assert self._demand is not None
+            case Announce() if self._demand is not None:
                 self._demand.announced(message.number, message.entries)
-                self._changed.notify_all()
-            case Fault() if message.number:
-                assert self._demand is not None
+            case Fault() if message.number and self._demand is not None:
                 self._demand.failed(message)
-                self._changed.notify_all()
-            case Fault() if message.kind == "SessionLost" and self._attached is not None:
+            case Fault() if message.kind == "SessionLost" and self._attachment is not None:
                 return False
             case Fault():
-                raise _error_of(message)
+                raise error_of(message)
             case Bye():
                 raise ServerLost(f"the server at {self.address} has ended: {message.reason}")
             case _:
-                pass
+                return True
+        self._changed.notify_all()
         return True
 
     def _attach(self, opened: Opened) -> None:
-        before = self._attached
+        before = self._attachment
         if before is not None:
             # The server was restarted, or has retired this consumer while it was stopped. A
             # stream is a pure function, so it goes on where it was, if it is the same stream.
-            before.holder.close()
+            before.close()
             if before.opened.fingerprint != opened.fingerprint:
                 raise ServerLost(
                     f"the server at {self.address} came back with another dataset "
                     f"({opened.fingerprint:.16} instead of {before.opened.fingerprint:.16})"
                 )
-        self._attached = _Attached(opened, self._wake, writable=self._writable)
+        self._attachment = Attachment(opened, self._wake, writable=self._writable)
+        if before is not None:
+            self._attachment.copies = before.copies
         if self._demand is None:
             self._demand = Demand(opened.steps, opened.slots)
         else:
             self._demand.restart()
-        self._wish = Open(
-            self._wish.stream,
-            self._wish.spec,
-            self._wish.slots,
-            # From here on it is this seed, also where the server drew it.
-            self._wish.changes | {"seed": opened.seed} if self._wish.stream else {},
-        )
+        # From here on it is this seed, also where the server drew it.
         if self._wish.spec is not None:
-            self._wish.spec["seed"] = opened.seed
+            self._wish = dataclasses.replace(
+                self._wish, spec=self._wish.spec | {"seed": opened.seed}
+            )
+        else:
+            changes = self._wish.changes | {"seed": opened.seed}
+            self._wish = dataclasses.replace(self._wish, changes=changes)
         self._send_now = True
-        self._changed.notify_all()
 
-    def _speak(self, dealer: Any, *, lazily: bool) -> None:
-        """Say what there is to say."""
-        if self._session.state is State.OPEN:
-            assert self._demand is not None
-            assert self._attached is not None
-            returns = self._attached.returns
-            for release in self._demand.excess(returns.leased, waiting=returns.hurry):
-                returns.drop(release)
-                self._send_now = True
-            enough = returns.pending >= max(1, self._attached.opened.slots // 4)
-            if self._send_now or enough or (lazily and returns.pending):
+    def _speak(self, dealer: Any, *, idle: bool) -> None:
+        """Say what there is to say: wishes and releases in one message, or a heartbeat."""
+        if self._attachment is not None and self._demand is not None:
+            self._make_room()
+            returns = self._attachment.returns
+            enough = returns.pending >= self._attachment.eager or returns.hurry
+            if self._session.state is State.OPEN and (
+                self._send_now or (returns.pending and (enough or idle))
+            ):
                 self._send_now = False
                 runs = self._demand.runs()
                 self._say(dealer, Want(runs, self._demand.seen, returns.take()))
@@ -421,35 +352,17 @@ class Link:
         dealer.send(self._session.send(message, time.monotonic()))
 
     def _check_server(self) -> None:
-        silent = self._session.silence(time.monotonic())
         if self._lives is not None and not self._lives():
             raise ServerLost(
                 "the private server's process has ended; its last words are on this program's "
                 "standard error"
             )
-        if silent > SILENCE and self._attached is not None:
+        silent = self._session.silence(time.monotonic())
+        if silent > SILENCE and self._attachment is not None:
             raise ServerLost(
                 f"the server at {self.address} has not answered for {silent:.0f} s: it was killed, "
                 "stopped, or its machine is gone"
             )
-
-
-def _error_of(fault: Fault) -> AugError:
-    """The error that a server's fault names, as this side's leaf of the same tree."""
-    kind = getattr(errors, fault.kind, None)
-    if not (isinstance(kind, type) and issubclass(kind, AugError)) or kind is WorkerError:
-        return RemoteProtocolError(f"{fault.kind}: {fault.message}")
-    return kind(fault.message)
-
-
-def _worker_error(fault: Fault) -> WorkerError:
-    return WorkerError(
-        fault.message,
-        epoch=fault.epoch,
-        step=fault.step,
-        sample=fault.sample,
-        traceback=fault.traceback,
-    )
 
 
 def _close_all() -> None:

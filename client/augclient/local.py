@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from augproto import errors
-from augproto.errors import AugError, ConfigError, RemoteProtocolError, ServerLost
+from augproto.errors import ConfigError, RemoteProtocolError, ServerLost
+from augproto.faults import error_of
 from augproto.messages import (
     ArraySpec,
     Fault,
@@ -40,7 +40,7 @@ from augproto.messages import (
     decode,
     encode,
 )
-from augproto.segment import attach
+from augproto.segment import attach, sweep
 
 #: Seconds for a private server to start and to answer.
 START_TIMEOUT = 60.0
@@ -95,12 +95,19 @@ class PrivateServer:
                 start_new_session=True,
             )
             self._pipe = Connection(mine.detach())
+        self._withdrawn: list[str] = []
         self.address = self._answer(Serving, START_TIMEOUT).address
         self._known: set[str] = set()
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def alive(self) -> bool:
-        """Whether the process runs."""
-        return os.getpid() == self._owner and self._process.poll() is None
+        """Whether the process runs and this one is tied to it."""
+        mine = os.getpid() == self._owner and not self._pipe.closed
+        return mine and self._process.poll() is None
 
     def hand_function(self, function: Function) -> None:
         """Let workers know a function of this program's own."""
@@ -124,9 +131,19 @@ class PrivateServer:
             self.ask(Filled(name), Serving)
 
     def withdraw(self, name: str) -> None:
-        """Give up arrays handed over before; harmless when the server is gone."""
-        with contextlib.suppress(AugError):
-            self.ask(Withdraw(name), Serving)
+        """Give up arrays handed over before; harmless when the server is gone.
+
+        This may be called by the garbage collector, so it waits for nothing: no answer comes.
+        """
+        if os.getpid() == self._owner and self._lock.acquire(blocking=False):
+            try:
+                self._pipe.send_bytes(encode(Withdraw(name)))
+            except OSError:
+                return
+            finally:
+                self._lock.release()
+        else:
+            self._withdrawn.append(name)
 
     def ask(self, message: Message, wanted: type[M]) -> M:
         """Say something and wait for its answer."""
@@ -134,6 +151,8 @@ class PrivateServer:
             if not self.alive():
                 raise ServerLost("the private server's process has ended")
             try:
+                while self._withdrawn:
+                    self._pipe.send_bytes(encode(Withdraw(self._withdrawn.pop())))
                 self._pipe.send_bytes(encode(message))
             except OSError as error:
                 raise ServerLost(f"the private server is gone: {error}") from error
@@ -151,13 +170,13 @@ class PrivateServer:
         if message is None:
             code = self._process.poll()
             state = "does not answer" if code is None else f"ended with code {code}"
+            self.disown()  # a late answer would be taken for that to the next question
             raise ServerLost(
                 f"the private server {state} (waited {timeout:.0f} s at most); what it had to say "
                 "is on this program's standard error"
             )
         if isinstance(message, Fault):
-            kind = getattr(errors, message.kind, RemoteProtocolError)
-            raise kind(message.message)
+            raise error_of(message)
         if not isinstance(message, wanted):
             raise RemoteProtocolError(f"the private server said {message!r:.120}")
         return message
@@ -172,6 +191,7 @@ class PrivateServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(grace)
+            sweep()  # it could not do so itself
 
     def disown(self) -> None:
         """Close this process's end of the pair, without a wait."""

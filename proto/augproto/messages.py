@@ -9,6 +9,7 @@ version adds one. Everything else that deviates is refused with the field's name
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import types
 import typing
 from collections.abc import Callable
@@ -260,8 +261,8 @@ class Function:
     """A private server's client: a function of the user's own, by cloudpickle.
 
     Only ever read from the inherited pipe of a private server and passed on to its workers: same
-    user, same machine, no socket. `path` is appended to sys.path, so that functions imported from
-    the user's own folder are found.
+    user, same machine, no socket. `path` is the program's sys.path, so that what the function
+    imports is found as in the program itself.
     """
 
     name: str
@@ -454,7 +455,7 @@ def decode(frame: bytes) -> Message:
     except Exception as error:  # msgpack raises a dozen kinds on garbage
         raise RemoteProtocolError(f"a frame that is not msgpack: {error}") from error
     if type(raw) is not list or not raw or type(raw[0]) is not int or raw[0] not in CODES:
-        raise RemoteProtocolError(f"a frame that is no message: {raw!r:.120}")
+        raise RemoteProtocolError(f"a frame that is no message: {reprlib.repr(raw):.120}")
     cls = CODES[raw[0]]
     values, checks, names = raw[1:], _CHECKS[cls], _NAMES[cls]
     if not _REQUIRED[cls] <= len(values) <= len(checks):
@@ -467,7 +468,7 @@ def decode(frame: bytes) -> Message:
             checked.append(check(value))
         except _Bad as bad:
             raise RemoteProtocolError(
-                f"{cls.__name__}.{name}: got {value!r:.120}; wanted {bad}"
+                f"{cls.__name__}.{name}: got {reprlib.repr(value):.120}; wanted {bad}"
             ) from None
     return typing.cast(Message, cls(*checked))
 

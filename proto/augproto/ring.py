@@ -173,6 +173,11 @@ class Ring:
         magic, *fields = _HEADER.unpack_from(self.slot(slot)[:SLOT_HEADER_BYTES].data)
         return magic, Header(*fields)
 
+    def being_written(self, slot: int, sequence: int) -> bool:
+        """Whether the slot was claimed at this sequence and not committed."""
+        magic, found = self.read(slot)
+        return magic == _CLAIMED and found.sequence == sequence
+
     def check(self, slot: int, wanted: Header) -> None:
         """Refuse a slot that does not carry the batch that was announced."""
         magic, found = self.read(slot)

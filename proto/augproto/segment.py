@@ -92,8 +92,8 @@ class Segment:
         self.size = size
         fresh = f"{_FRESH_PREFIX}{name.removeprefix(PREFIX)}"
         path = directory() / fresh
-        _create_unlocked(fresh, size)
         try:
+            _create_unlocked(fresh, size)
             self._fd: int | None = os.open(path, os.O_RDWR)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(self._fd, 0, size)

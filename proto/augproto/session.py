@@ -128,9 +128,10 @@ class Session:
         frame = encode(message)
         self.state = allowed[type(message)]
         self._spoke_at = now
-        if isinstance(message, (Hello, Open, AskStatus, Heartbeat)):
-            # These are answered at once; Want is answered when a batch is ready.
-            self._unanswered_since = self._unanswered_since or now
+        # These are answered at once; Want is answered when a batch is ready.
+        owes = isinstance(message, (Hello, Open, AskStatus, Heartbeat))
+        if owes and self._unanswered_since is None:
+            self._unanswered_since = now
         return frame
 
     def receive(self, frame: bytes, now: float) -> Message:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,13 +38,14 @@ MAX_STATISTIC_BYTES = 2 << 20
 
 
 def _refuse(field: str, got: object, wanted: str) -> ConfigError:
-    return ConfigError(f"{field}: got {got!r}; wanted {wanted}")
+    return ConfigError(f"{field}: got {reprlib.repr(got)}; wanted {wanted}")
 
 
 def _number(field: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise _refuse(field, value, "a number")
-    if not math.isfinite(value):
+    beyond = isinstance(value, int) and abs(value) > sys.float_info.max
+    if beyond or not math.isfinite(value):
         raise _refuse(field, value, "a finite number")
     return float(value)
 
@@ -79,7 +82,8 @@ def _known(cls: type, wire: object, where: str) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(cls)]
     for key in wire:
         if key not in names:
-            raise ConfigError(f"{where}: unknown field {key!r}; the fields are {', '.join(names)}")
+            known = ", ".join(names)
+            raise ConfigError(f"{where}: unknown field {key!r:.80}; the fields are {known}")
     return dict(wire)
 
 
@@ -104,7 +108,7 @@ class Statistic:
             try:
                 array = np.frombuffer(known["data"], np.dtype(known["dtype"]))
                 return cls.of(field, array.reshape([int(n) for n in known["shape"]]))
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError, SyntaxError) as error:
                 raise _refuse(field, value, "a map of dtype, shape and data") from error
         try:
             array = np.asarray(value)

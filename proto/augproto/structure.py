@@ -6,6 +6,7 @@ level deep, which is what `model.fit` takes for x, y and sample_weight.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterator
 from typing import TypeVar, Union
 
@@ -58,7 +59,7 @@ def names_from_wire(value: object, where: str) -> Structure[str]:
     ):
         return dict(value)
     raise ConfigError(
-        f"{where}: got {value!r}; wanted the name of an array, a list of names, "
+        f"{where}: got {reprlib.repr(value)}; wanted the name of an array, a list of names, "
         "or a map from input name to array name"
     )
 

@@ -1,0 +1,67 @@
+# Two commands for a fresh machine with Python 3.11+ and make: `make demo` and `make test`.
+# Everything is installed into .venv; nothing else on the machine is touched.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# TORCH=1 adds PyTorch to the tests (the pinned CPU build); without it its tests skip.
+TORCH  ?=
+
+.PHONY: help demo test check lint types contracts quick bench clean
+
+help:
+	@echo "make demo    train a small Keras model on augmented batches (about two minutes)"
+	@echo "make test    all tests; TORCH=1 with PyTorch as well"
+	@echo "make check   lint, types, import contracts, quick tests"
+	@echo "make bench   the measurements of tests/bench (minutes; needs a quiet machine)"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "augserver needs Python 3.11 or newer; name one: make PYTHON=python3.13 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade 'pip>=25.1'
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(PIP) install -e '.[server,tensorflow]'
+	@touch $@
+
+$(VENV)/.check: pyproject.toml | $(BIN)/python
+	$(PIP) install -e '.[server]' --group dev
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(PIP) install -e '.[server,tensorflow,jax]' --group dev
+	@touch $@ $(VENV)/.check $(VENV)/.demo
+
+$(VENV)/.torch: pyproject.toml | $(VENV)/.test
+	$(PIP) install -e '.[torch]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/augserver demo
+
+test: $(VENV)/.test $(if $(TORCH),$(VENV)/.torch)
+	$(BIN)/pytest
+
+check: lint types contracts quick
+
+lint: $(VENV)/.check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.check
+	$(BIN)/mypy
+
+contracts: $(VENV)/.check
+	$(BIN)/lint-imports
+
+quick: $(VENV)/.check
+	$(BIN)/pytest -m 'not slow' tests/proto tests/client tests/server
+
+bench: $(VENV)/.test
+	$(BIN)/python tests/bench/throughput.py
+	$(BIN)/python tests/bench/control_plane.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

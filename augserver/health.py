@@ -1,0 +1,106 @@
+"""Asks a server how it is, as a stranger would: through its protocol, under a deadline.
+
+A process that runs is not yet a server that serves. So a health check says Hello, asks for the
+status and judges the answer; it looks at no pid file and at no port.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import zmq
+
+from augproto.errors import ConfigError, ConnectTimeout, RemoteProtocolError
+from augproto.faults import error_of
+from augproto.messages import (
+    MAX_FRAME_BYTES,
+    VERSION,
+    AskStatus,
+    Bye,
+    Close,
+    Fault,
+    Hello,
+    Message,
+    Status,
+    Welcome,
+)
+from augproto.session import Role, Session
+
+#: Milliseconds for the last word to leave; a server that is gone does not delay us by more.
+LINGER = 100
+
+
+def ask(address: str, timeout: float) -> tuple[int, Status]:
+    """The server's process and what it says of itself.
+
+    Raises:
+        ConnectTimeout: Nobody answered within `timeout` seconds.
+        ConfigError: That is no address.
+        AugError: The server refused to talk.
+    """
+    deadline = time.monotonic() + timeout
+    session = Session(Role.CONSUMER, time.monotonic())
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        with context.socket(zmq.DEALER) as dealer:
+            dealer.setsockopt(zmq.LINGER, LINGER)
+            dealer.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+            try:
+                dealer.connect(address)
+            except zmq.ZMQError as error:
+                raise ConfigError(f"address: got {address!r}; {error.strerror}") from error
+
+            def say(message: Message) -> None:
+                dealer.send(session.send(message, time.monotonic()))
+
+            say(Hello(VERSION, "augserver health", os.getpid()))
+            welcome = _hear(dealer, session, deadline, address)
+            if not isinstance(welcome, Welcome):
+                raise RemoteProtocolError(f"got {welcome!r:.120}; wanted Welcome")
+            say(AskStatus())
+            status = _hear(dealer, session, deadline, address)
+            if not isinstance(status, Status):
+                raise RemoteProtocolError(f"got {status!r:.120}; wanted Status")
+            say(Close())
+            return welcome.pid, status
+    finally:
+        context.destroy(linger=LINGER)
+
+
+def _hear(dealer: Any, session: Session, deadline: float, address: str) -> Message:
+    left = deadline - time.monotonic()
+    if left <= 0 or not dealer.poll(int(left * 1000) + 1):
+        raise ConnectTimeout(
+            f"no augserver answers at {address}: not running, stopped, or the address is not the "
+            "one it prints"
+        )
+    message = session.receive(dealer.recv_multipart()[-1], time.monotonic())
+    if isinstance(message, Fault):
+        raise error_of(message)
+    if isinstance(message, Bye):
+        raise ConnectTimeout(f"the server at {address} is ending: {message.reason}")
+    return message
+
+
+def complaint(status: Status) -> str | None:
+    """Why a server that answers cannot serve all the same; None if it can."""
+    if status.workers_wanted and not status.workers_alive:
+        return (
+            f"none of {status.workers_wanted} workers is alive ({status.restarts} have ended since "
+            "the start): the server's log says why"
+        )
+    return None
+
+
+def describe(pid: int, status: Status) -> str:
+    """The status in one line."""
+    streams = ", ".join(status.streams) or "none"
+    workers = f"{status.workers_alive} of {status.workers_wanted} workers"
+    if not status.workers_wanted:
+        workers = "no worker processes"
+    return (
+        f"pid {pid}; streams: {streams}; {workers}, {status.restarts} replaced; "
+        f"{status.consumers} consumers; {status.batches} batches made"
+    )

@@ -1,0 +1,104 @@
+"""A ring as its consumer sees it: slots become batches, and there is always one slot left.
+
+*One slot always circulates.* A consumer that keeps every batch, or a framework that does so for a
+while, would stop its own stream for ever; so when a lease would take the last slot, dead views are
+collected first, and if none was dead the batch is handed out as a private copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import sys
+import time
+from typing import Any
+
+import numpy.typing as npt
+
+from augclient.lease import Returns, Wake, aligned_empty, lease
+from augproto.layout import Layout
+from augproto.messages import Entry, Opened, Release
+from augproto.ring import Header, Ring
+from augproto.segment import Holder, attach
+
+#: A full garbage collection takes longer than the copy it saves, so it is done this rarely.
+FULL_COLLECTION_SECONDS = 1.0
+
+_log = logging.getLogger("augclient.link")
+
+
+class Attachment:
+    """The ring of one opening: its mapping, its leases, and the proof that this process lives.
+
+    Attributes:
+        opened: What the server said of the stream.
+        returns: Where releases gather.
+        copies: Batches handed out as private copies because the ring ran dry.
+    """
+
+    def __init__(self, opened: Opened, wake: Wake, *, writable: bool) -> None:
+        self.opened = opened
+        arrays = [(a.name, a.dtype, a.shape) for a in opened.arrays]
+        layout = Layout.of(opened.batch_size, arrays)
+        self._ring = Ring(attach(opened.segment, writable=writable), layout, opened.slots)
+        self._holder = Holder(opened.segment)
+        self._collected = 0.0
+        self.eager = max(1, opened.slots // 4)
+        self.returns = Returns(wake, self.eager)
+        self.copies = 0
+
+    @property
+    def dry(self) -> bool:
+        """Whether all slots but one are leased."""
+        return self.returns.leased >= self.opened.slots - 1
+
+    def batch(self, entry: Entry) -> dict[str, npt.NDArray[Any]]:
+        """The arrays of an announced batch: a lease on its slot, or a copy of it.
+
+        Raises:
+            SlotError: The slot does not carry what was announced.
+        """
+        stream = self.opened.stream
+        header = Header(stream, entry.epoch, entry.step, entry.sequence, entry.samples)
+        self._ring.check(entry.slot, header)
+        slot = self._ring.slot(entry.slot)
+        release = Release(entry.slot, entry.sequence)
+        self.collect()
+        if self.dry:
+            copy = aligned_empty(slot.nbytes)
+            copy[...] = slot
+            self.returns.drop(release)
+            self._count_copy()
+            return self._ring.layout.arrays(copy, entry.samples)
+        return self._ring.layout.arrays(lease(slot, release, self.returns), entry.samples)
+
+    def collect(self) -> None:
+        """If the ring is dry, make dead views release: frameworks keep some for later.
+
+        jaxlib drops references at its next call or collection, PyTorch's may sit in cycles. Both
+        were measured: without this, rings of two to four slots run dry for ever.
+        """
+        if not self.dry:
+            return
+        jaxlib = sys.modules.get("jaxlib._jax")
+        with contextlib.suppress(AttributeError):
+            if jaxlib is not None:
+                jaxlib.collect_garbage()
+        now = time.monotonic()
+        if self.dry and now - self._collected > FULL_COLLECTION_SECONDS:
+            self._collected = now
+            gc.collect()
+
+    def _count_copy(self) -> None:
+        if self.copies == 0:
+            _log.warning(
+                "all %d slots of the ring but one are in use, so batches are copied out from here "
+                "on; unless you keep batches on purpose, ask for more slots (slots=)",
+                self.opened.slots,
+            )
+        self.copies += 1
+
+    def close(self) -> None:
+        """Give up the proof of life; arrays that are still alive stay readable."""
+        self._holder.close()

@@ -1,0 +1,64 @@
+"""How many augmented CIFAR-10 pictures a second arrive, beside Keras's own class in one process?"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from typing import Any
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+warnings.simplefilter("ignore")
+
+from measure import TRANSFORMS, medians, pictures  # noqa: E402
+
+from augclient import Consumer, local  # noqa: E402
+
+SECONDS = 3.0
+
+
+def ours(consumer: Consumer, keys: Any) -> float:
+    end = time.perf_counter() + SECONDS
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() < end:
+        count += len(consumer.get(*next(keys)).x)
+    return count / (time.perf_counter() - started)
+
+
+def theirs(flow: Any) -> float:
+    end = time.perf_counter() + SECONDS
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() < end:
+        count += len(next(flow)[0])
+    return count / (time.perf_counter() - started)
+
+
+def main() -> None:
+    from keras.src.legacy.preprocessing.image import ImageDataGenerator
+
+    x, y = pictures()
+    for batch_size in (32, 256):
+        flow = ImageDataGenerator(**TRANSFORMS).flow(x, y, batch_size=batch_size)
+        questions = {"Keras ImageDataGenerator": lambda flow=flow: theirs(flow)}
+        rates: dict[str, float] = {}
+        for workers in (1, 2):
+            local.shut_down()
+            with Consumer(
+                x, y, batch_size=batch_size, workers=workers, transforms=TRANSFORMS
+            ) as consumer:
+                keys = ((e, s) for e in range(10**6) for s in range(consumer.steps))
+                for _ in range(3 * consumer.slots):
+                    consumer.get(*next(keys))
+                name = f"augserver, {workers} worker{'s' * (workers > 1)}"
+                asked = {**questions, name: lambda c=consumer, k=keys: ours(c, k)}
+                answers = medians(asked, rounds=3)  # type: ignore[arg-type]
+                rates[name] = answers[name]
+                beside = answers["Keras ImageDataGenerator"]
+                print(
+                    f"batch {batch_size:4}: {name} {rates[name]:8,.0f} images/s; "
+                    f"Keras in the same minutes {beside:8,.0f}; ratio {rates[name] / beside:.2f}"
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""Whatever passes a spec's checks can be served; whatever does not is refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+
+from augproto.errors import ConfigError
+from augproto.messages import Open, decode, encode
+from augproto.spec import (
+    DATA_FORMATS,
+    DTYPES,
+    FILL_MODES,
+    INTERPOLATIONS,
+    MAX_BATCH,
+    MAX_SEED,
+    MAX_STATISTIC_BYTES,
+    SUBSETS,
+    Spec,
+    Statistic,
+    Transforms,
+)
+
+NAN, INFINITE = float("nan"), float("inf")
+NOT_A_NUMBER: list[Any] = ["1", None, True, [1], NAN, -INFINITE]
+NOT_A_FLAG: list[Any] = [0, 1, "yes", None, 1.0]
+NOT_NAMES: list[Any] = ["", None, 1, [], {}, ["a", 1], {"a": 1}, {1: "a"}]
+NOT_A_RANGE: list[Any] = ["1", None, True, [], (), (1, "2"), NAN, (1, NAN), {}]
+
+BAD: dict[str, list[Any]] = {
+    "data": ["", None, 1, [], [""], ["a", 1], "a\0b", "a" * 4096, ["a"] * 1025, {"a": "b"}],
+    "x": NOT_NAMES,
+    "y": [value for value in NOT_NAMES if value is not None],
+    "sample_weight": [value for value in NOT_NAMES if value is not None],
+    "images": ["", 1, [], ["other"], "other", ["x", "other"]],
+    "batch_size": [0, -1, 1.0, "32", None, True, MAX_BATCH + 1],
+    "shuffle": NOT_A_FLAG,
+    "seed": [-1, MAX_SEED + 1, 1.0, "7", True],
+    "shard": [(1, 1), (-1, 2), (0, 0), (0, 1, 2), 0, None, (0.0, 1), ("0", "1"), (0, 1 << 21)],
+    "drop_remainder": NOT_A_FLAG,
+    "validation_split": [*NOT_A_NUMBER, -0.1, 1, 1.0, 2],
+    "subset": ["test", 1, True, ["training"]],
+    "target_size": [3, (3,), (0, 3), (3, -1), (3.0, 3), "3x3", (3, 3, 3), (1, 1 << 16)],
+    "interpolation": ["cubic", None, 1, True],
+    "data_format": ["channels", None, 1],
+    "dtype": ["int8", None, 1, "float16", "<f4"],
+    "transforms": [None, 1, "rotate", [], [("rotation_range", 1)]],
+}
+
+BAD_TRANSFORMS: dict[str, list[Any]] = {
+    "rotation_range": NOT_A_NUMBER,
+    "width_shift_range": [*NOT_A_RANGE, -1, 1 << 21, (0.1,) * 65537],
+    "height_shift_range": [*NOT_A_RANGE, -1, 1 << 21],
+    "shear_range": NOT_A_NUMBER,
+    "zoom_range": ["1", None, True, (), (1,), (1, 2, 3), (1, "2"), NAN],
+    "channel_shift_range": NOT_A_NUMBER,
+    "brightness_range": [1, "ab", (1,), (2, 1), (-1, 1), (0, NAN), (0, 1, 2), ("0", "1")],
+    "horizontal_flip": NOT_A_FLAG,
+    "vertical_flip": NOT_A_FLAG,
+    "fill_mode": ["mirror", None, 1, True],
+    "cval": NOT_A_NUMBER,
+    "interpolation_order": [2, -1, "1", None, True],
+    "function": ["", 1, True, "x" * 513, ["a"]],
+    "rescale": [value for value in NOT_A_NUMBER if value is not None],
+    "offset": NOT_A_NUMBER,
+    "samplewise_center": NOT_A_FLAG,
+    "samplewise_std_normalization": NOT_A_FLAG,
+    "featurewise_mean": [
+        "mean", {}, {"dtype": "f4"}, {"dtype": "f4", "shape": [3], "data": b"1234"}, [[1], [1, 2]],
+        [NAN], np.zeros((1, 1, 1, 1, 1)), np.zeros(MAX_STATISTIC_BYTES // 8 + 1),
+        {"dtype": "O", "shape": [1], "data": bytes(8)}, {"dtype": "f4", "shape": [1], "data": 1},
+        {"dtype": "f4", "shape": [1], "data": bytes(4), "more": 1},
+        {"dtype": "(1,2", "shape": [1], "data": bytes(4)},
+        {"dtype": "f4", "shape": [INFINITE], "data": bytes(4)},
+        {"dtype": "f4", "shape": [2**63], "data": bytes(4)},
+    ],
+    "featurewise_std": ["std", object(), [INFINITE]],
+}  # fmt: skip
+
+
+def made(**fields: Any) -> Spec:
+    """A spec of arguments as users pass them: looser than its fields' types."""
+    return Spec(**({"data": "a.npz", "x": "x"} | fields))
+
+
+def cases(bad: dict[str, list[Any]]) -> list[Any]:
+    return [
+        pytest.param(name, value, id=f"{name}-{i}")
+        for name, values in bad.items()
+        for i, value in enumerate(values)
+    ]
+
+
+def some_structure(rng: random.Random, names: list[str]) -> Any:
+    return rng.choice([names[0], tuple(names), {f"in{i}": name for i, name in enumerate(names)}])
+
+
+def some_transforms(rng: random.Random, *, plain: bool) -> Transforms:
+    """Any that pass; `plain` ones may be had in 8 bits."""
+    flags: dict[str, Any] = {
+        "horizontal_flip": rng.random() < 0.5,
+        "vertical_flip": rng.random() < 0.5,
+    }
+    if plain:
+        return Transforms(**flags)
+    shifts: list[Any] = [0.2, 1.0, 1, 3, (-0.5, 0.5), (1, 2.5), np.float32(0.1), np.int64(2)]
+    statistics: list[Any] = [
+        None, 0.5, np.array([1, 2, 3], np.float32), [[1, 2]], np.array([[[1 / 3]]]), np.int32(7),
+    ]  # fmt: skip
+    every: dict[str, Any] = flags | {
+        "rotation_range": rng.choice([0, 15, 0.1, np.float32(1.5)]),
+        "width_shift_range": rng.choice(shifts),
+        "height_shift_range": rng.choice(shifts),
+        "shear_range": rng.uniform(-90, 90),
+        "zoom_range": rng.choice([0.2, 0, (0.5, 2), [1, 1]]),
+        "channel_shift_range": rng.choice([0.0, 30, 1e-3]),
+        "brightness_range": rng.choice([None, (0, 1), [0.5, 1.5], (1, 1)]),
+        "fill_mode": rng.choice(FILL_MODES),
+        "cval": rng.choice([0, -1.5]),
+        "interpolation_order": rng.choice([0, 1]),
+        "function": rng.choice([None, "package.module:name"]),
+        "rescale": rng.choice([None, 1 / 255, 0, 1]),
+        "offset": rng.choice([0, -1]),
+        "samplewise_center": rng.random() < 0.5,
+        "samplewise_std_normalization": rng.random() < 0.5,
+        "featurewise_mean": rng.choice(statistics),
+        "featurewise_std": rng.choice(statistics),
+    }
+    assert set(every) == {field.name for field in dataclasses.fields(Transforms)}
+    return Transforms(**{name: every[name] for name in every if rng.random() < 0.7})
+
+
+def some_spec(rng: random.Random) -> Spec:
+    names = [f"array{i}" for i in range(rng.randrange(1, 4))]
+    x = some_structure(rng, names)
+    chosen = rng.choice([None, (names[0],), names[0]])
+    split = rng.choice([0.0, 0.25])
+    count = rng.randrange(1, 5)
+    dtype = rng.choice(DTYPES)
+    every: dict[str, Any] = {
+        "y": rng.choice([None, some_structure(rng, ["y1", "y2"])]),
+        "sample_weight": rng.choice([None, "weights"]),
+        "images": chosen,
+        "batch_size": rng.choice([1, 7, MAX_BATCH, np.int64(3)]),
+        "shuffle": rng.random() < 0.5,
+        "seed": rng.choice([None, 0, 1, MAX_SEED]),
+        "shard": (rng.randrange(count), count),
+        "drop_remainder": rng.random() < 0.5,
+        "validation_split": split,
+        "subset": rng.choice([None, *SUBSETS]) if split else None,
+        "target_size": rng.choice([None, (1, 1), [224, 32]]),
+        "interpolation": rng.choice(INTERPOLATIONS),
+        "data_format": rng.choice(DATA_FORMATS),
+        "dtype": dtype,
+        "transforms": some_transforms(rng, plain=dtype == "uint8"),
+    }
+    assert {"data", "x", *every} == {field.name for field in dataclasses.fields(Spec)}
+    return made(data=rng.choice(["a.npz", ("a.npy", "b.npy")]), x=x, **every)
+
+
+def test_two_hundred_specs_cross_the_wire_unchanged() -> None:
+    rng = random.Random(11)
+    seen = set()
+    for _ in range(200):
+        spec = some_spec(rng)
+        wish = decode(encode(Open(None, spec.to_wire(), None)))
+        assert isinstance(wish, Open)
+        again = Spec.from_wire(wish.spec)
+        assert again == spec
+        # 1 and 1.0 are equal, and shift by pixels drawn in different ways.
+        assert repr(again) == repr(spec)
+        seen.add(repr(spec))
+    assert len(seen) == 200
+
+
+def test_only_what_differs_from_the_defaults_travels() -> None:
+    assert made().to_wire() == {"data": ["a.npz"], "x": "x"}
+    assert Transforms().to_wire() == {}
+    shifted = Transforms(width_shift_range=2).to_wire()
+    assert repr(shifted) == "{'width_shift_range': 2}"
+
+
+def test_a_spec_is_one_value_whichever_door_it_comes_through() -> None:
+    direct = Spec(data=("a.npz",), x=("l", "r"), transforms=Transforms(zoom_range=0.2))
+    written = Spec.from_wire(
+        {"data": "a.npz", "x": ["l", "r"], "transforms": {"zoom_range": [0.8, 1.2]}}
+    )
+    assert written == direct
+    numpy = made(
+        x=("l", "r"),
+        batch_size=np.int32(32),
+        shuffle=np.bool_(True),
+        transforms=Transforms(zoom_range=np.float64(0.2)),
+    )
+    assert repr(numpy) == repr(direct)
+
+
+@pytest.mark.parametrize(("name", "value"), cases(BAD))
+def test_a_bad_field_is_refused_with_what_was_got_and_wanted(name: str, value: Any) -> None:
+    beside = {"validation_split": 0.5} if name == "subset" else {}
+    with pytest.raises(ConfigError) as refused:
+        made(**beside, **{name: value})
+    assert re.match(rf"{name}\b.*got .*wanted .", str(refused.value), re.DOTALL)
+
+
+@pytest.mark.parametrize(("name", "value"), cases(BAD_TRANSFORMS))
+def test_a_bad_transform_is_refused_with_what_was_got_and_wanted(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Spec.from_wire({"data": "a.npz", "x": "x", "transforms": {name: value}})
+    message = str(refused.value)
+    assert re.match(rf"transforms\.{name}: (got .*wanted .|unknown field)", message, re.DOTALL)
+
+
+def test_every_field_has_bad_values_here() -> None:
+    assert set(BAD) == {field.name for field in dataclasses.fields(Spec)}
+    assert set(BAD_TRANSFORMS) == {field.name for field in dataclasses.fields(Transforms)}
+
+
+@pytest.mark.parametrize("wire", [None, 1, "spec", [], [("data", "a")]])
+def test_what_is_no_map_is_no_spec(wire: object) -> None:
+    with pytest.raises(ConfigError, match=r"^spec: got .*; wanted a map of fields"):
+        Spec.from_wire(wire)
+
+
+def test_a_misspelt_field_is_refused_and_the_right_ones_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"spec: unknown field 'batchsize'; .*batch_size"):
+        Spec.from_wire({"data": "a", "x": "x", "batchsize": 3})
+    with pytest.raises(
+        ConfigError, match=r"transforms: unknown field 'rotation'; .*rotation_range"
+    ):
+        Spec.from_wire({"data": "a", "x": "x", "transforms": {"rotation": 3}})
+
+
+@pytest.mark.parametrize("missing", ["data", "x"])
+def test_what_no_spec_can_do_without_is_named(missing: str) -> None:
+    fields = {"data": "a", "x": "x"}
+    del fields[missing]
+    with pytest.raises(ConfigError, match=f"spec: {missing} is missing"):
+        Spec.from_wire(fields)
+
+
+def test_a_subset_needs_a_split() -> None:
+    with pytest.raises(ConfigError, match=r"subset: got 'training'; wanted a validation_split"):
+        made(subset="training")
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [{"rotation_range": 1}, {"rescale": 0.5}, {"function": "a:b"}, {"zoom_range": 0.1}],
+)
+def test_8_bit_pictures_pass_unchanged_or_flipped(transforms: dict[str, Any]) -> None:
+    made(dtype="uint8", transforms=Transforms(horizontal_flip=True))
+    with pytest.raises(ConfigError, match=r"dtype: got 'uint8' together with transforms"):
+        made(dtype="uint8", transforms=Transforms(**transforms))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rotation_range", 1), ("width_shift_range", 0.1), ("height_shift_range", (1,)),
+        ("shear_range", 1), ("zoom_range", 0.1), ("channel_shift_range", 1),
+        ("brightness_range", (1, 1)), ("horizontal_flip", True), ("vertical_flip", True),
+        ("function", "a:b"),
+    ],
+)  # fmt: skip
+def test_it_is_known_whether_anything_is_drawn(name: str, value: Any) -> None:
+    assert not Transforms(rescale=0.5, fill_mode="wrap", samplewise_center=True).random
+    assert Transforms(**{name: value}).random
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [(0.5, "f8"), (np.float32(0.5), "f4"), ([1, 2, 3], "f8"), (np.array([1], np.float16), "f8")],
+)
+def test_a_statistic_keeps_its_own_precision(value: Any, dtype: str) -> None:
+    statistic = Statistic.of("mean", value)
+    assert statistic.array().dtype == np.dtype(dtype)
+    assert np.array_equal(statistic.array(), np.asarray(value))
+    assert not statistic.array().flags.writeable
+    assert hash(statistic) == hash(Statistic.of("mean", value))
+
+
+def test_a_statistic_of_any_strides_crosses_the_wire() -> None:
+    mean = np.arange(24, dtype=np.float32).reshape(2, 3, 4).T
+    again = Transforms.from_wire(Transforms(featurewise_mean=Statistic.of("mean", mean)).to_wire())
+    assert again.featurewise_mean is not None
+    assert np.array_equal(again.featurewise_mean.array(), mean)
+
+
+@pytest.mark.parametrize("z", [0.0, 0.2, 1])
+def test_one_zoom_factor_stands_for_the_range_around_one(z: float) -> None:
+    assert Transforms(zoom_range=z).zoom_range == (1 - z, 1 + z)
+
+
+def test_a_number_beyond_all_floats_is_refused_like_any_other() -> None:
+    with pytest.raises(ConfigError, match=r"transforms\.rotation_range: got .*wanted a finite"):
+        Transforms(rotation_range=10**400)
+
+
+@pytest.mark.parametrize("field", ["x", "seed", "transforms"])
+def test_what_a_peer_nested_deeply_is_refused_and_no_more(field: str) -> None:
+    packed = {"data": msgpack.packb("a"), "x": msgpack.packb("x")}
+    packed[field] = b"\x91" * 1000 + b"\x90"
+    spec = b"".join(msgpack.packb(name) + value for name, value in packed.items())
+    head = bytes([0x80 + len(packed)])
+    message = decode(b"\x94\x03\xc0" + head + spec + b"\xc0")
+    assert isinstance(message, Open)
+    with pytest.raises(ConfigError, match=f"{field}: got"):
+        Spec.from_wire(message.spec)
+
+
+@pytest.mark.parametrize(
+    "field", ["fill_mode", "function", "featurewise_mean", "unknown" * 20000]
+)  # fmt: skip
+def test_a_refusal_is_short_enough_to_be_told(field: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Spec.from_wire({"data": "a", "x": "x", "transforms": {field: "y" * 100_000}})
+    assert len(str(refused.value)) < 2000
