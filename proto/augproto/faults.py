@@ -6,12 +6,12 @@ import contextlib
 
 from augproto import errors
 from augproto.errors import AugError, RemoteProtocolError, WorkerError
-from augproto.messages import Fault
+from augproto.messages import MAX_TEXT, Fault
 
 
 def fault_of(error: Exception) -> Fault:
     """What the peer is told of an error that concerns the conversation, not one batch."""
-    return Fault(type(error).__name__, str(error))
+    return Fault(type(error).__name__, str(error)[:MAX_TEXT])
 
 
 def error_of(fault: Fault) -> AugError:

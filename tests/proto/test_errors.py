@@ -9,7 +9,9 @@ import re
 import pytest
 
 from augproto import errors
-from augproto.errors import AugError, NoRoom, ProtocolError, WorkerError
+from augproto.errors import AugError, ConfigError, NoRoom, ProtocolError, WorkerError
+from augproto.faults import error_of, fault_of
+from augproto.messages import Fault, encode, expect
 
 CLASSES = [
     cls
@@ -79,3 +81,38 @@ def test_an_error_survives_a_pickle_as_keras_workers_need(cls: type[AugError]) -
     again = pickle.loads(pickle.dumps(cls("what happened")))
     assert type(again) is cls
     assert again.args == ("what happened",)
+
+
+def told(error: Exception) -> AugError:
+    """The error at the other end of the wire."""
+    return error_of(expect(encode(fault_of(error)), Fault))
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_an_error_is_the_same_leaf_at_the_other_end(cls: type[AugError]) -> None:
+    if cls in (ProtocolError, WorkerError):  # the one is abstract, the other is about one batch
+        assert type(error_of(Fault(cls.__name__, "what happened"))) is errors.RemoteProtocolError
+        return
+    again = told(cls("what happened"))
+    assert type(again) is cls
+    assert str(again) == "what happened"
+
+
+def test_an_error_of_any_length_can_be_told() -> None:
+    again = told(ConfigError("x" * 1_000_000))
+    assert type(again) is ConfigError
+    assert len(str(again)) >= 1000
+
+
+@pytest.mark.parametrize("kind", ["OSError", "FileNotFoundError", "annotations", "", "AugErrors"])
+def test_an_error_of_no_tree_of_ours_is_shown_as_text(kind: str) -> None:
+    again = error_of(Fault(kind, "what happened"))
+    assert type(again) is errors.RemoteProtocolError
+    assert str(again) == f"{kind}: what happened"
+
+
+def test_a_numbered_fault_is_about_a_batch() -> None:
+    again = error_of(Fault("WorkerError", "broken", 3, 1, 2, 7, "Traceback ..."))
+    assert isinstance(again, WorkerError)
+    assert (again.epoch, again.step, again.sample) == (1, 2, 7)
+    assert str(again) == "broken\n\nTraceback ..."

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from augproto.messages import Announce, Entry, Fault, Place, Release, Run
+from augproto.messages import MAX_LIST, Announce, Entry, Fault, Place, Release, Run
 from augproto.ring import SlotState
 from augserver.dispatcher import (
     ASSIGNMENT_BATCHES,
@@ -115,14 +115,25 @@ def test_steps_beyond_the_epoch_and_wishes_beyond_all_measure_are_ignored() -> N
     assert len(long._streams[1].wanted) == MAX_WANTED
 
 
-@pytest.mark.xfail(
-    reason="dispatcher.py: the limit ends the inner loop only, so each further run adds one",
-    strict=True,
-)
 def test_wishes_are_ignored_beyond_the_limit_in_many_runs_too() -> None:
     d = dispatcher(steps=10**6, slots=8)
     d.want(1, [Run(0, n, 1) for n in range(MAX_WANTED + 1000)], 0)
     assert len(d._streams[1].wanted) == MAX_WANTED
+
+
+def test_a_hostile_list_of_the_same_wishes_is_not_followed_to_its_end() -> None:
+    looked_at = 0
+
+    def runs() -> Iterable[Run]:
+        nonlocal looked_at
+        for _ in range(MAX_LIST):
+            looked_at += 1
+            yield Run(0, 0, MAX_WANTED - 1)
+
+    d = dispatcher(steps=10**6, slots=8)
+    d.want(1, runs(), 0)
+    assert looked_at <= 2
+    assert len(d._streams[1].wanted) == MAX_WANTED - 1
 
 
 def test_a_wish_named_twice_is_one_wish() -> None:
