@@ -67,11 +67,11 @@ class Config:
     def __post_init__(self) -> None:
         for address in self.listen:
             _check_address(address)
-        _check_number("server.workers", self.workers, 0, 1024)
+        _check_whole("server.workers", self.workers, 0, 1024)
         _check_number("server.lease", self.lease, 0.1, 86400)
         _check_number("server.worker_deadline", self.worker_deadline, 0.1, 86400)
-        _check_number("server.max_consumers", self.max_consumers, 1, 65536)
-        _check_number("server.max_ring_bytes", self.max_ring_bytes, 1 << 20, 1 << 50)
+        _check_whole("server.max_consumers", self.max_consumers, 1, 65536)
+        _check_whole("server.max_ring_bytes", self.max_ring_bytes, 1 << 20, 1 << 50)
 
     def slots(self, asked: int | None, slot_bytes: int) -> int:
         """How many slots a ring gets, before looking at the room there is."""
@@ -169,6 +169,11 @@ def _texts(where: str, value: object) -> tuple[str, ...]:
     return tuple(values)
 
 
+def _check_whole(where: str, value: object, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise ConfigError(f"{where}: got {value!r}; wanted a whole number from {low} to {high}")
+
+
 def _check_number(where: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise ConfigError(f"{where}: got {value!r}; wanted a number from {low} to {high}")
@@ -176,7 +181,7 @@ def _check_number(where: str, value: object, low: float, high: float) -> None:
 
 def _check_address(address: str) -> None:
     """Only this machine, until there are keys: a socket for everyone is remote code's door."""
-    if address.startswith("ipc://") and len(address) > len("ipc://"):
+    if address.startswith("ipc://") and address[len("ipc://") :][:1] not in ("", "*", "@"):
         if len(os.fsencode(address)) - len("ipc://") > 107:
             raise ConfigError(f"listen: {address!r}: a socket's path has at most 107 bytes")
         return

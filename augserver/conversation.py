@@ -63,6 +63,11 @@ class Conversation:
     holds: bool = False
 
     @property
+    def opens(self) -> bool:
+        """Whether it has a stream, or waits for one."""
+        return self.ringed is not None or self.wish is not None
+
+    @property
     def dead(self) -> bool:
         """Whether its process is provably gone (not merely silent)."""
         return self.holds and self.ringed is not None and not self.ringed.segment.consumer_lives()

@@ -20,13 +20,26 @@ from augproto.errors import ConfigError
 _FRESH = "new-"
 _FRESH_SECONDS = 60.0
 _LOCK = "lock"
+#: A socket's path has at most 107 bytes, and the forkserver's lies two levels below the root.
+_LONGEST = 60
 
 
 def root() -> Path:
     """The folder of this user's servers: $XDG_RUNTIME_DIR/augserver, or below /tmp."""
     base = os.environ.get("XDG_RUNTIME_DIR")
     path = Path(base) / "augserver" if base else Path(f"/tmp/augserver-{os.getuid()}")
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if len(os.fsencode(path)) > _LONGEST:
+        raise ConfigError(
+            f"{path}: a path of at most {_LONGEST} bytes is wanted, since sockets lie below it; "
+            "set XDG_RUNTIME_DIR to a shorter one"
+        )
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot make the folder for sockets ({error.strerror}); set XDG_RUNTIME_DIR "
+            "to a folder that this user may write"
+        ) from error
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise ConfigError(
@@ -95,17 +108,28 @@ class SocketLock:
         path = Path(address.removeprefix("ipc://") + ".lock")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise ConfigError(f"listen: {address}: {path}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._fd)
+            while not self._take(path):
+                continue
+        except BlockingIOError as error:
             raise ConfigError(
                 f"listen: {address}: another server listens there; stop it or choose another path"
             ) from error
+        except OSError as error:
+            raise ConfigError(f"listen: {address}: {path}: {error.strerror}") from error
         self._path = path
+
+    def _take(self, path: Path) -> bool:
+        """Lock the file; False if its last owner has unlinked it meanwhile."""
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(self._fd).st_nlink:
+                return True
+        except OSError:
+            os.close(self._fd)
+            raise
+        os.close(self._fd)
+        return False
 
     def close(self) -> None:
         """Let the next server have the path."""

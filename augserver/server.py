@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
@@ -57,6 +57,7 @@ from augserver import runtime
 from augserver.config import Config
 from augserver.conversation import Conversation, open_stream, spec_of, with_seeds
 from augserver.crew import Crew
+from augserver.datasets.arrays import ArrayDataset
 from augserver.datasets.store import DatasetStore
 from augserver.dispatcher import Dispatcher
 from augserver.lifeline import Lifeline
@@ -87,6 +88,7 @@ class Server:
         self._conversations: dict[bytes, Conversation] = {}
         self._by_stream: dict[int, Conversation] = {}
         self._dispatcher = Dispatcher()
+        self._abandoned: list[Future[ArrayDataset]] = []
         self._next_stream = 1
         self._segments_named = 0
         self._name = f"{segments.PREFIX}{os.getuid()}-{os.getpid():x}{secrets.token_hex(3)}"
@@ -249,11 +251,9 @@ class Server:
             self._send_raw(identity, encode(fault_of(error)))
 
     def _check_first(self, frame: bytes) -> None:
-        if len(self._conversations) >= self.config.max_consumers:
-            raise ConfigError(
-                f"this server serves at most {self.config.max_consumers} consumers at once "
-                "(max_consumers); close one"
-            )
+        # Some that have opened nothing, health checks among them, may come on top.
+        if len(self._conversations) >= 2 * self.config.max_consumers + 64:
+            raise ConfigError("this server has too many conversations (see max_consumers)")
         if not isinstance(decode(frame), Hello):
             raise SessionLost("this server does not know you: say hello again")
 
@@ -275,6 +275,12 @@ class Server:
 
     def _open(self, conversation: Conversation, wish: Open) -> None:
         try:
+            most = self.config.max_consumers
+            if sum(c.opens for c in self._conversations.values()) >= most:
+                raise ConfigError(
+                    f"this server serves at most {most} consumers at once (max_consumers); "
+                    "close one"
+                )
             spec = spec_of(wish, self.config)
         except AugError as error:
             self._refuse(conversation, error)
@@ -285,6 +291,10 @@ class Server:
 
     def _open_loaded(self) -> None:
         """Open the streams whose datasets are there."""
+        for abandoned in [future for future in self._abandoned if future.done()]:
+            self._abandoned.remove(abandoned)
+            if abandoned.exception() is None:
+                self._datasets.release(abandoned.result())
         for conversation in list(self._conversations.values()):
             loading, wish = conversation.loading, conversation.wish
             if loading is None or wish is None or not loading.done():
@@ -292,7 +302,7 @@ class Server:
             conversation.loading = conversation.wish = None
             try:
                 dataset = loading.result()
-            except (AugError, MemoryError) as error:
+            except Exception as error:  # whatever a file may do, it does to its consumer alone
                 self._refuse(conversation, error)
                 continue
             try:
@@ -339,7 +349,7 @@ class Server:
         """Forget a consumer: closed, dead or silent. Its memory is unlinked, never written."""
         self._conversations.pop(conversation.identity, None)
         if conversation.loading is not None:
-            conversation.loading.add_done_callback(_release_later(self._datasets))
+            self._abandoned.append(conversation.loading)
         if conversation.ringed is None:
             return
         ringed, conversation.ringed = conversation.ringed, None
@@ -424,11 +434,3 @@ class Server:
             for stream, fault in self._dispatcher.leave(worker, self._suspect(worker)):
                 self._tell_consumer(stream, fault)
             self._crew.start(now)
-
-
-def _release_later(store: DatasetStore) -> Callable[[Any], None]:
-    def release(loading: Any) -> None:
-        if not loading.cancelled() and loading.exception() is None:
-            store.release(loading.result())
-
-    return release

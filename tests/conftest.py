@@ -187,3 +187,16 @@ def _nothing_is_left_behind() -> Iterator[None]:
     before = _left(but=_private_server())
     yield
     _nothing_new(before, but=_private_server())
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """A table of what was skipped, and why, as the last thing before the counts."""
+    reasons: dict[str, int] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else "no reason"
+        reason = reason.removeprefix("Skipped: ")
+        reasons[reason] = reasons.get(reason, 0) + 1
+    terminalreporter.section("skipped tests and their reasons")
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.line(f"{count:5}  {reason}")
+    terminalreporter.line(f"{sum(reasons.values()):5}  in all")

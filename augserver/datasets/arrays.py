@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from augproto.errors import ConfigError
+from augproto.errors import AugError, ConfigError
 from augproto.fingerprint import fingerprint
 from augproto.layout import DTYPE_KINDS, FIELD_ALIGNMENT
 from augproto.messages import ArraySpec, Source
@@ -90,7 +90,8 @@ def load(paths: Sequence[str], segment_name: str) -> ArrayDataset:
     for path in paths:
         try:
             if path.endswith(".npz"):
-                with np.load(path, allow_pickle=False) as archive:
+                # Opened here: numpy leaves the file open when it is no archive after all.
+                with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
                     for name in archive.files:
                         _add(unpacked, mapped, name, _plain(name, archive[name]), path)
             elif path.endswith(".npy"):
@@ -107,10 +108,12 @@ def load(paths: Sequence[str], segment_name: str) -> ArrayDataset:
                     _add(unpacked, mapped, name, _plain(name, np.asarray(array)), path)
             else:
                 raise ConfigError(f"data: got {path!r}; wanted the path of a .npz or .npy file")
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError(f"data: {path!r} cannot be read: {error}") from error
+        except AugError:
+            raise
+        except Exception as error:  # zip, zlib and numpy raise a dozen kinds on damaged files
+            raise ConfigError(
+                f"data: {path!r} cannot be read: {type(error).__name__}: {error}"
+            ) from error
     digest.update(fingerprint(unpacked).encode())
     if not unpacked:
         return ArrayDataset(tuple(mapped), digest.hexdigest())

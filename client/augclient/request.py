@@ -129,7 +129,10 @@ def _take(role: str, value: object, arrays: dict[str, Array]) -> Structure[str]:
     structure: Structure[object] = value
     names = places(role, structure)
     for name, leaf in zip(leaves(names), leaves(structure), strict=True):
-        array = np.asarray(leaf)
+        try:
+            array = np.asarray(leaf)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{name}: got no array ({error}); wanted one of numbers") from error
         if array.dtype.kind not in "biufc" or array.ndim == 0:
             raise ConfigError(
                 f"{name}: got {type(leaf).__name__} of dtype {array.dtype} and shape "
@@ -138,7 +141,10 @@ def _take(role: str, value: object, arrays: dict[str, Array]) -> Structure[str]:
         # The same array in two places (an auto-encoder's x and y) is handed over once.
         same = next((n for n, a in arrays.items() if a is array), None)
         if same is None:
-            arrays[name] = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+            plain = array.flags.c_contiguous and array.dtype.isnative
+            arrays[name] = (
+                array if plain else np.array(array, array.dtype.newbyteorder("="), order="C")
+            )
         else:
             names = rebuild(names, {**{n: n for n in leaves(names)}, name: same}.__getitem__)
     return names
@@ -147,7 +153,9 @@ def _take(role: str, value: object, arrays: dict[str, Array]) -> Structure[str]:
 def _image_names(images: object) -> list[str]:
     """With arrays, users name inputs by key or position: images=("left", "right") or (0, 1)."""
     listed = [images] if isinstance(images, (str, int)) else list(cast(Sequence[object], images))
-    return [name if str(name).startswith("x") else f"x/{name}" for name in map(str, listed)]
+    return [
+        name if name == "x" or name.startswith("x/") else f"x/{name}" for name in map(str, listed)
+    ]
 
 
 def _with_function(

@@ -28,6 +28,7 @@ import os
 import struct
 import sys
 import time
+import weakref
 from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
 from types import TracebackType
@@ -163,19 +164,39 @@ class Holder:
     """A consumer's proof of life: a lock on the segment that dies with the process.
 
     The lock has a descriptor of its own. A mapping would keep its file description, and so the
-    lock, alive in every forked child.
+    lock, alive in every forked child; this one is closed there.
     """
 
     def __init__(self, name: str) -> None:
         self._fd: int | None = os.open(directory() / name, os.O_RDONLY)
         lock = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 1, 0)
         fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, lock)
+        _holders.add(self)
 
     def close(self) -> None:
         """Stop holding; the server may free the ring."""
         if self._fd is not None:
+            # Said aloud, in case a child that was forked by other means still has the descriptor.
+            unlock = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0)
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, unlock)
+            self.forget()
+
+    def forget(self) -> None:
+        """Close the descriptor alone: in a forked child the lock is its parent's."""
+        if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+_holders: weakref.WeakSet[Holder] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for holder in list(_holders):
+        holder.forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def sweep() -> list[str]:

@@ -3,8 +3,8 @@
 Theory of operation. Rule 1: every transition is in TRANSITIONS; an absent key is the protocol
 error. Rule 2: nothing here knows a socket, a thread or a clock; bytes come in and go out, the time
 is an argument. Rule 3: whoever receives something that the table forbids says so
-(RemoteProtocolError) and the conversation is over; whoever tries to *send* such a thing gets
-LocalProtocolError and nothing is sent.
+(RemoteProtocolError): a server answers it with a Fault and goes on, a consumer ends the
+conversation; whoever tries to *send* such a thing gets LocalProtocolError and nothing is sent.
 
 The consumer speaks first, and it alone decides what is made: the server announces nothing that
 no `Want` has named. The consumer's side holds all the state that matters (which steps of which

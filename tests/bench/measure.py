@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def pictures() -> tuple[Any, Any]:
     return rng.integers(0, 256, (5000, 32, 32, 3), np.uint8), rng.integers(0, 10, 5000)
 
 
-def medians(questions: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+def medians(questions: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
     """Ask every question once a round, in turns, so that a noisy minute is everybody's."""
     answers: dict[str, list[float]] = {name: [] for name in questions}
     for _ in range(rounds):

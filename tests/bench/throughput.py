@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
+from functools import partial
 from typing import Any
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -15,6 +16,7 @@ from measure import TRANSFORMS, medians, pictures  # noqa: E402
 from augclient import Consumer, local  # noqa: E402
 
 SECONDS = 3.0
+ROUNDS = 3
 
 
 def ours(consumer: Consumer, keys: Any) -> float:
@@ -39,8 +41,7 @@ def main() -> None:
     x, y = pictures()
     for batch_size in (32, 256):
         flow = ImageDataGenerator(**TRANSFORMS).flow(x, y, batch_size=batch_size)
-        questions = {"Keras ImageDataGenerator": lambda flow=flow: theirs(flow)}
-        rates: dict[str, float] = {}
+        keras_own = "Keras ImageDataGenerator"
         for workers in (1, 2):
             local.shut_down()
             with Consumer(
@@ -50,13 +51,13 @@ def main() -> None:
                 for _ in range(3 * consumer.slots):
                     consumer.get(*next(keys))
                 name = f"augserver, {workers} worker{'s' * (workers > 1)}"
-                asked = {**questions, name: lambda c=consumer, k=keys: ours(c, k)}
-                answers = medians(asked, rounds=3)  # type: ignore[arg-type]
-                rates[name] = answers[name]
-                beside = answers["Keras ImageDataGenerator"]
+                questions = {keras_own: partial(theirs, flow), name: partial(ours, consumer, keys)}
+                answers = medians(questions, rounds=ROUNDS)
                 print(
-                    f"batch {batch_size:4}: {name} {rates[name]:8,.0f} images/s; "
-                    f"Keras in the same minutes {beside:8,.0f}; ratio {rates[name] / beside:.2f}"
+                    f"batch {batch_size:4}: {name} {answers[name]:8,.0f} images/s; {keras_own} in "
+                    f"the same minutes {answers[keras_own]:8,.0f}; "
+                    f"ratio {answers[name] / answers[keras_own]:.2f}",
+                    flush=True,
                 )
 
 

@@ -266,10 +266,6 @@ def test_a_killed_consumer_is_dead_at_once(owned: Segment) -> None:
         assert not owned.consumer_lives()
 
 
-@pytest.mark.xfail(
-    reason="segment.py: a forked child inherits the holder's descriptor, and with it the lock",
-    strict=True,
-)
 def test_a_killed_consumer_is_dead_though_a_child_that_it_forked_lives_on(owned: Segment) -> None:
     with running(FORKING_HOLDER, owned.name, "child lives on") as process:
         assert process.stdout is not None
@@ -281,10 +277,6 @@ def test_a_killed_consumer_is_dead_though_a_child_that_it_forked_lives_on(owned:
         assert not owned.consumer_lives()
 
 
-@pytest.mark.xfail(
-    reason="segment.py: Holder.close() does not unlock, and a forked child keeps the lock",
-    strict=True,
-)
 def test_a_consumer_that_closed_is_gone_though_a_child_that_it_forked_lives_on(
     owned: Segment,
 ) -> None:

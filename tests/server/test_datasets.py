@@ -234,10 +234,6 @@ def damaged(kind: str) -> bytes:
     raise AssertionError(kind)
 
 
-@pytest.mark.xfail(
-    reason="datasets/arrays.py: load() lets BadZipFile, zlib.error, TypeError and others out",
-    strict=True,
-)
 @pytest.mark.parametrize(
     "kind", ["truncated", "corrupt", "wrong checksum", "an npy", "no array inside"]
 )

@@ -321,7 +321,7 @@ def epochs_advance() -> Found:
         keys.append((epoch, step))
         return get(epoch, step)
 
-    train.consumer.get = noting
+    train.consumer.get = noting  # type: ignore[method-assign, assignment]
     model = keras.Sequential([keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     model.fit(train, epochs=3, verbose=0)

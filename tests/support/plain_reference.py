@@ -1,4 +1,5 @@
 """The stream of test_one_truth.py in under forty lines of numpy, scipy and Pillow, by itself."""
+
 # fmt: off
 import hashlib
 
@@ -14,7 +15,7 @@ def philox(sample: int, epoch: int, block: int, seed: int) -> list[int]:
         c = [(b >> 32) ^ c[1] ^ k[0], b & 0xFFFFFFFF, (a >> 32) ^ c[3] ^ k[1], a & 0xFFFFFFFF]
         k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
     return c
-def picture(x: np.ndarray, sample: int, epoch: int, seed: int) -> np.ndarray:  # type: ignore[type-arg]
+def picture(x: np.ndarray, sample: int, epoch: int, seed: int) -> np.ndarray:
     words = [w for block in range(5) for w in philox(sample, epoch, block, seed)]
     u = [((a >> 5) * 2**26 + (b >> 6)) / 2**53 for a, b in zip(words[::2], words[1::2], strict=True)]
     theta, shear = np.deg2rad(-30 + 60 * u[0]), np.deg2rad(-8 + 16 * u[3])
@@ -31,7 +32,7 @@ def picture(x: np.ndarray, sample: int, epoch: int, seed: int) -> np.ndarray:  #
     gray = ImageEnhance.Brightness(Image.fromarray(y.astype("u1"))).enhance(0.7 + (1.3 - 0.7) * u[9])
     y = np.asarray(gray).astype("f4") * np.float32(1 / 255)
     return (y - np.float32(0.5)) / np.float32(0.25 + 1e-6)
-def digest(x: np.ndarray, y: np.ndarray, weight: np.ndarray, seed: int, size: int) -> str:  # type: ignore[type-arg]
+def digest(x: np.ndarray, y: np.ndarray, weight: np.ndarray, seed: int, size: int) -> str:
     sha, raw = hashlib.sha256(), np.array([seed, 0x6F72646572], "u8")
     for epoch in range(2):
         order = np.argsort(np.random.Philox(key=raw, counter=[0, 0, epoch, 0]).random_raw(len(x)), kind="stable")

@@ -52,7 +52,7 @@ def test_2048_equal_pictures_give_2048_distinct_ones(workers: int) -> None:
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
 def test_a_function_that_draws_from_np_random_draws_anew_for_every_picture(workers: int) -> None:
     local.shut_down()
-    before = np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    before = np.random.get_state()[1].tolist()  # type: ignore[index]
 
     def noise(picture: Any) -> Any:
         return picture + np.random.normal(size=picture.shape) + random.random()
@@ -62,7 +62,7 @@ def test_a_function_that_draws_from_np_random_draws_anew_for_every_picture(worke
         first = consumer.get(0, 0).copy()
     with Consumer(EQUAL, batch_size=32, workers=2, seed=0, function=noise) as consumer:
         assert np.array_equal(first.x, consumer.get(0, 0).x)  # type: ignore[arg-type]
-    assert np.random.get_state()[1].tolist() == before  # type: ignore[index, union-attr]
+    assert np.random.get_state()[1].tolist() == before  # type: ignore[index]
 
 
 def test_seed_0_is_a_seed_and_none_is_drawn_once_and_reported() -> None:
