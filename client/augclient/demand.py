@@ -44,7 +44,7 @@ class Demand:
         else:
             self._horizon = 1
         self._current = key
-        self._expected = self._after(key)
+        self._expected = divmod(self._position(key) + 1, self._steps)
 
     def take(self, key: Key) -> Entry | None:
         """The batch, if it is there; it is the consumer's from now on."""
@@ -73,25 +73,26 @@ class Demand:
         In the way means: the consumer waits for a batch that is not there, and every slot is
         either leased or holds a batch for later. Without room the server could never make it.
         """
-        wanted = set(self._keys())
-        gone = [key for key in self.ready if key not in wanted]
-        kept = [key for key in self._keys() if key in self.ready]
+        wanted = self._wanted()
+        gone = [key for key in self.ready if self._position(key) not in wanted]
         if waiting and self._current is not None and self._current not in self.ready:
+            kept = sorted(key for key in self.ready if self._position(key) in wanted)
             while kept and len(kept) + leased >= self._slots:
                 gone.append(kept.pop())
         return [Release(self.ready[key].slot, self.ready.pop(key).sequence) for key in gone]
 
     def runs(self) -> tuple[Run, ...]:
         """Everything wanted that has not come, for a Want."""
-        missing = [key for key in self._keys() if key not in self.ready and key not in self.faults]
+        keys = [divmod(position, self._steps) for position in self._wanted()]
+        missing = [key for key in keys if key not in self.ready and key not in self.faults]
         self._outstanding = set(missing)
-        runs: list[Run] = []
+        runs: list[list[int]] = []
         for epoch, step in missing:
-            if runs and runs[-1].epoch == epoch and runs[-1].first + runs[-1].steps == step:
-                runs[-1] = runs[-1]._replace(steps=runs[-1].steps + 1)
+            if runs and runs[-1][0] == epoch and runs[-1][1] + runs[-1][2] == step:
+                runs[-1][2] += 1
             else:
-                runs.append(Run(epoch, step, 1))
-        return tuple(runs)
+                runs.append([epoch, step, 1])
+        return tuple(Run(*run) for run in runs)
 
     def unsaid(self) -> int:
         """How many wanted batches the server has not been asked for."""
@@ -109,15 +110,11 @@ class Demand:
         self._outstanding.clear()
         self.seen = 0
 
-    def _after(self, key: Key) -> Key:
-        epoch, step = key
-        return (epoch, step + 1) if step + 1 < self._steps else (epoch + 1, 0)
+    def _position(self, key: Key) -> int:
+        """Counted from the first step of epoch 0."""
+        return key[0] * self._steps + key[1]
 
-    def _keys(self) -> list[Key]:
-        """The current batch, until it was taken, and those after it, to the horizon."""
-        key = self._current if self._current is not None else self._expected
-        keys = []
-        for _ in range(self._horizon + 1):
-            keys.append(key)
-            key = self._after(key)
-        return keys
+    def _wanted(self) -> range:
+        """Positions of the current batch, until it was taken, and those after it."""
+        first = self._position(self._current or self._expected)
+        return range(first, first + self._horizon + 1)

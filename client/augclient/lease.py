@@ -33,8 +33,14 @@ class Wake:
     def __init__(self) -> None:
         self.reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         weakref.finalize(self, _close, self.reader, self._writer).atexit = False
+        self._rung = False
 
     def __call__(self) -> None:
+        # A bell that was rung and not heard yet need not be rung again: whoever hears it looks at
+        # everything that was there before, and `clear` forgets the ringing before it reads.
+        if self._rung:
+            return
+        self._rung = True
         try:
             os.write(self._writer, b"\0")
         except OSError:
@@ -42,6 +48,7 @@ class Wake:
 
     def clear(self) -> None:
         """Take all bytes out."""
+        self._rung = False
         try:
             while len(os.read(self.reader, 4096)) == 4096:
                 pass
