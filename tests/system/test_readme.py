@@ -1,4 +1,4 @@
-"""The README tells the truth: every command and every line of code in it is run, or accounted for."""
+"""The README tells the truth: its commands and its code run as they stand."""
 
 from __future__ import annotations
 
@@ -50,9 +50,12 @@ def test_the_two_commands_of_make_run_what_they_say(target: str, runs: str) -> N
     make = shutil.which("make")
     if make is None:
         pytest.skip("make is not installed")
+    # A make above this test (make test) would have this one announce its folders.
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
     told = subprocess.run(
         [make, "--dry-run", target],
         cwd=ROOT,
+        env=clean,
         capture_output=True,
         text=True,
         timeout=60,
