@@ -29,7 +29,7 @@ from processes import wait_until  # noqa: E402
 from augclient import AugSequence, local  # noqa: E402
 from augproto.segment import attach  # noqa: E402
 
-DEADLINE = 120
+DEADLINE = 400
 Found = dict[str, Any]
 SCENARIOS: dict[str, Callable[[], Found]] = {}
 

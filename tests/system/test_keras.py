@@ -39,7 +39,7 @@ def backend(request: pytest.FixtureRequest) -> str:
             [sys.executable, str(PROGRAM), name],
             capture_output=True,
             text=True,
-            timeout=900,
+            timeout=1500,
             check=False,
         )
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
