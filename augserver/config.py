@@ -59,7 +59,7 @@ class Config:
     roots: tuple[str, ...] = ()
     allow_transforms: tuple[str, ...] = ()
     lease: float = 30.0
-    worker_deadline: float = 60.0
+    worker_deadline: float = 30.0
     max_consumers: int = 64
     max_ring_bytes: int = 4 << 30
     private: bool = False

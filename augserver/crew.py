@@ -15,7 +15,7 @@ from typing import Any
 import zmq
 
 from augproto.messages import Assign, Define, Forget, Function, Message, Ready
-from augserver.supervisor import Supervisor
+from augserver.supervisor import Supervisor, WorkerProcess
 from augserver.worker import Worker
 
 _log = logging.getLogger("augserver.supervisor")
@@ -105,10 +105,10 @@ class Crew:
         for worker in started:
             self._fds[worker.pipe.fileno()] = worker.number
             self._sentinels[worker.process.sentinel] = worker.number
-            self._poller.register(worker.pipe.fileno(), zmq.POLLIN)
             self._poller.register(worker.process.sentinel, zmq.POLLIN)
+            self._watch(worker)
             for function in self._functions:
-                worker.send(function)
+                self._tell(worker, function)
         return [worker.number for worker in started]
 
     def tell_all(self, message: Define | Forget | Function) -> None:
@@ -119,19 +119,28 @@ class Crew:
             self._inline.tell(message)
         if self._supervisor is not None:
             for worker in self._supervisor.workers.values():
-                worker.send(message)
+                self._tell(worker, message)
 
-    def send(self, worker: int, message: Assign, now: float) -> None:
+    def assign(self, worker: int, message: Assign, now: float) -> None:
         """Give a worker an assignment, and note the time for `kill_stuck`."""
         self._since.setdefault(worker, now)
-        self.send_quietly(worker, message)
+        self.tell(worker, message)
 
-    def send_quietly(self, worker: int, message: Message) -> None:
+    def tell(self, worker: int, message: Message) -> None:
         """Tell one worker; one that is dead is noticed elsewhere."""
         if self._inline is not None:
             self._inline.tell(message)
         elif self._supervisor is not None and worker in self._supervisor.workers:
-            self._supervisor.workers[worker].send(message)
+            self._tell(self._supervisor.workers[worker], message)
+
+    def _tell(self, worker: WorkerProcess, message: Message) -> None:
+        worker.send(message)
+        self._watch(worker)
+
+    def _watch(self, worker: WorkerProcess) -> None:
+        """Poll for what it says, and for room where something waits to be said to it."""
+        room = zmq.POLLOUT if worker.pipe.pending else 0
+        self._poller.register(worker.pipe.fileno(), zmq.POLLIN | room)
 
     def receive(self, ready: dict[Any, int]) -> list[tuple[int, Message]]:
         """What workers have reported: (worker, message)."""
@@ -141,8 +150,11 @@ class Crew:
         reports = []
         for fd in ready:
             if fd in self._fds:
-                number = self._fds[fd]
-                reports += [(number, m) for m in self._supervisor.workers[number].receive()]
+                worker = self._supervisor.workers[self._fds[fd]]
+                reports += [(worker.number, message) for message in worker.receive()]
+                if worker.pipe.pending:
+                    worker.pipe.flush()
+                    self._watch(worker)
             elif fd in self._sentinels:
                 self._some_ended = True
         return reports

@@ -11,7 +11,6 @@ threads (forking beside threads deadlocks). Two facts hold for everyone who reli
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import multiprocessing
 import os
@@ -24,6 +23,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from augproto.messages import Message, decode, encode
+from augserver.pipe import Pipe
 
 #: Seconds before replacing the 1st, 2nd, ... worker in a row that never answered.
 BACK_OFF = (0.0, 0.1, 0.5, 2.0, 10.0)
@@ -48,21 +48,16 @@ class WorkerProcess:
 
     number: int
     process: ForkServerProcess
-    pipe: Connection
+    pipe: Pipe
     proven: bool = False
 
     def send(self, message: Message) -> None:
         """Tell the worker; one that is dead is noticed by its sentinel, not here."""
-        with contextlib.suppress(OSError):
-            self.pipe.send_bytes(encode(message))
+        self.pipe.send(encode(message))
 
     def receive(self) -> list[Message]:
         """What it has said, without waiting."""
-        messages: list[Message] = []
-        with contextlib.suppress(OSError, EOFError):
-            while self.pipe.poll(0):
-                messages.append(decode(self.pipe.recv_bytes()))
-        return messages
+        return [decode(frame) for frame in self.pipe.receive()]
 
 
 class Supervisor:
@@ -105,7 +100,7 @@ class Supervisor:
             )
             process.start()
             theirs.close()
-            worker = WorkerProcess(self._next, process, mine)
+            worker = WorkerProcess(self._next, process, Pipe(mine))
             self.workers[self._next] = worker
             self._next += 1
             new.append(worker)

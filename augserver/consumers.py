@@ -1,0 +1,264 @@
+"""The server's side of all consumers: who says what, opens what, and who is dropped.
+
+Sockets stay outside: frames come in with an identity, and go out through a function. Whatever one
+consumer says or does ends in an answer to it alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from augproto import segment as segments
+from augproto.errors import AugError, ConfigError, LocalProtocolError, SessionLost
+from augproto.faults import fault_of
+from augproto.messages import (
+    VERSION,
+    AskStatus,
+    Bye,
+    Close,
+    Define,
+    Forget,
+    Heartbeat,
+    Hello,
+    Message,
+    Open,
+    Place,
+    Status,
+    Want,
+    Welcome,
+    decode,
+    encode,
+)
+from augproto.session import Role, Session, State
+from augproto.spec import Spec
+from augserver.config import Config
+from augserver.conversation import Conversation, open_stream, spec_of
+from augserver.crew import Crew
+from augserver.datasets.arrays import ArrayDataset
+from augserver.datasets.store import DatasetStore
+from augserver.dispatcher import Dispatcher
+
+_log = logging.getLogger("augserver.server")
+
+
+class Consumers:
+    """All conversations of a server.
+
+    Args:
+        config: What is served, and to how many.
+        dispatcher, crew: Whom an opened, wanted or dropped stream concerns.
+        wake: Ends the loop's wait; called when a dataset was loaded.
+        send: Puts a frame on the wire to the consumer of that identity, without waiting.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dispatcher: Dispatcher,
+        crew: Crew,
+        wake: Callable[[], None],
+        send: Callable[[bytes, bytes], None],
+    ) -> None:
+        self._config = config
+        self._dispatcher = dispatcher
+        self._crew = crew
+        self._send = send
+        self._conversations: dict[bytes, Conversation] = {}
+        self._by_stream: dict[int, Conversation] = {}
+        self._abandoned: list[Future[ArrayDataset]] = []
+        self._next_stream = 1
+        self._segments_named = 0
+        self._name = f"{segments.PREFIX}{os.getuid()}-{os.getpid():x}{secrets.token_hex(3)}"
+        self.datasets = DatasetStore(self._name_segment, wake)
+
+    def _name_segment(self) -> str:
+        self._segments_named += 1
+        return f"{self._name}-{self._segments_named}"
+
+    # -- what consumers say ---------------------------------------------------------------------
+
+    def take(self, identity: bytes, frame: bytes) -> None:
+        """Take a frame, whatever is in it."""
+        now = time.monotonic()
+        conversation = self._conversations.get(identity)
+        fresh = conversation is None
+        if conversation is None:
+            conversation = Conversation(identity, Session(Role.SERVER, now))
+        try:
+            if fresh:
+                self._check_first(frame)
+            message = conversation.session.receive(frame, now)
+            self._conversations[identity] = conversation
+            self._answer(conversation, message)
+        except AugError as error:
+            _log.info("%s: refused: %s", conversation.program or "a consumer", error)
+            # The conversation, if there is one, goes on: a bad frame harms nobody but itself.
+            self._send(identity, encode(fault_of(error)))
+
+    def _check_first(self, frame: bytes) -> None:
+        # Some that have opened nothing, health checks among them, may come on top.
+        if len(self._conversations) >= 2 * self._config.max_consumers + 64:
+            raise ConfigError("this server has too many conversations (see max_consumers)")
+        if not isinstance(decode(frame), Hello):
+            raise SessionLost("this server does not know you: say hello again")
+
+    def _answer(self, conversation: Conversation, message: Message) -> None:
+        match message:
+            case Hello():
+                conversation.program = f"{message.program[:200]} (pid {message.pid})"
+                self._say(conversation, Welcome(VERSION, os.getpid(), self._config.lease))
+            case Open():
+                self._open(conversation, message)
+            case Want():
+                self._want(conversation, message)
+            case Heartbeat():
+                self._say(conversation, Heartbeat())
+            case AskStatus():
+                self._say(conversation, self.status())
+            case Close():
+                self.drop(conversation)
+
+    def _open(self, conversation: Conversation, wish: Open) -> None:
+        most = self._config.max_consumers
+        try:
+            if sum(c.opens for c in self._conversations.values()) >= most:
+                raise ConfigError(
+                    f"this server serves at most {most} consumers at once (max_consumers); "
+                    "close one"
+                )
+            spec = spec_of(wish, self._config)
+        except AugError as error:
+            self._say(conversation, fault_of(error))
+            return
+        conversation.wish = (wish, spec)
+        conversation.loading = self.datasets.acquire(spec.data)
+        self.open_loaded()
+
+    def open_loaded(self) -> None:
+        """Open the streams whose datasets are there."""
+        for abandoned in [future for future in self._abandoned if future.done()]:
+            self._abandoned.remove(abandoned)
+            if abandoned.exception() is None:
+                self.datasets.release(abandoned.result())
+        for conversation in list(self._conversations.values()):
+            loading, wish = conversation.loading, conversation.wish
+            if loading is not None and wish is not None and loading.done():
+                conversation.loading = conversation.wish = None
+                try:
+                    dataset = loading.result()
+                except Exception as error:  # what a file may do, it does to its consumer alone
+                    self._say(conversation, fault_of(error))
+                    continue
+                try:
+                    self._open_stream(conversation, *wish, dataset)
+                except (AugError, OSError) as error:
+                    self.datasets.release(dataset)
+                    self._say(conversation, fault_of(error))
+
+    def _open_stream(
+        self, conversation: Conversation, wish: Open, spec: Spec, dataset: ArrayDataset
+    ) -> None:
+        ringed = open_stream(
+            self._next_stream, wish, spec, dataset, self._config, self._name_segment
+        )
+        self._next_stream += 1
+        conversation.ringed = ringed
+        opened = ringed.opened
+        self._by_stream[opened.stream] = conversation
+        self._dispatcher.open(opened.stream, slots=opened.slots, steps=opened.steps)
+        self._crew.tell_all(ringed.define)
+        self._say(conversation, opened)
+
+    def _want(self, conversation: Conversation, message: Want) -> None:
+        assert conversation.ringed is not None, "the session lets nobody want before Opened"
+        conversation.holds = True
+        stream = conversation.ringed.opened.stream
+        for stale in self._dispatcher.release(stream, message.released):
+            _log.debug("%s: %s", conversation.program, stale)
+        self._dispatcher.want(stream, message.runs, message.seen)
+
+    # -- what consumers are told ----------------------------------------------------------------
+
+    def tell(self, stream: int, message: Message | None) -> None:
+        """Tell a stream's consumer, if there is anything to tell and anybody to hear it."""
+        if message is not None and stream in self._by_stream:
+            self._say(self._by_stream[stream], message)
+
+    def _say(self, conversation: Conversation, message: Message) -> None:
+        try:
+            frame = conversation.session.send(message, time.monotonic())
+        except LocalProtocolError as error:
+            _log.error("%s: %s", conversation.program, error)
+            return
+        self._send(conversation.identity, frame)
+
+    def status(self) -> Status:
+        """How the server is."""
+        return Status(
+            streams=tuple(sorted(self._config.streams)),
+            consumers=len(self._by_stream),
+            workers_alive=self._crew.alive,
+            workers_wanted=self._crew.wanted,
+            batches=self._dispatcher.batches,
+            restarts=self._crew.restarts,
+        )
+
+    def definitions(self) -> list[Define]:
+        """Of all open streams, for a worker that is new."""
+        return [c.ringed.define for c in self._by_stream.values() if c.ringed is not None]
+
+    def being_written(self, held: list[tuple[int, Place]]) -> tuple[int, Place] | None:
+        """Which of these a dead worker was writing: a slot claimed at the sequence it was given.
+
+        The header is evidence for the blame alone; the slot is free either way.
+        """
+        for stream, place in held:
+            conversation = self._by_stream.get(stream)
+            if conversation is not None and conversation.ringed is not None:
+                ring = conversation.ringed.ring
+                if ring.being_written(place.slot, place.sequence):
+                    return stream, place
+        return None
+
+    # -- how consumers go -----------------------------------------------------------------------
+
+    def drop_dead_and_silent(self, now: float) -> None:
+        """Free the rings of the dead, retire those of the silent."""
+        for conversation in list(self._conversations.values()):
+            who = conversation.program or "a consumer"
+            if conversation.dead:
+                _log.info("%s is dead: its ring is freed", who)
+                self.drop(conversation)
+            elif now - conversation.session.heard_at > self._config.lease:
+                # It may come back and look at what it leased, so nothing of that ring is ever
+                # written again: it is unlinked and lives on in the consumer's own mapping.
+                _log.warning("%s is silent: its ring is retired", who)
+                self.drop(conversation)
+
+    def drop(self, conversation: Conversation) -> None:
+        """Forget a consumer: closed, dead or silent. Its memory is unlinked, never written."""
+        self._conversations.pop(conversation.identity, None)
+        if conversation.loading is not None:
+            self._abandoned.append(conversation.loading)
+        if conversation.ringed is None:
+            return
+        ringed, conversation.ringed = conversation.ringed, None
+        stream = ringed.opened.stream
+        del self._by_stream[stream]
+        self._dispatcher.close(stream)
+        self._crew.tell_all(Forget(stream))
+        ringed.segment.close()
+        self.datasets.release(ringed.dataset)
+
+    def close(self, reason: str) -> None:
+        """Say goodbye to everybody and give everything back."""
+        for conversation in list(self._conversations.values()):
+            if conversation.session.state not in (State.IDLE, State.CLOSED):
+                self._say(conversation, Bye(reason))
+            self.drop(conversation)
+        self.datasets.close()
