@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import sys
+import threading
 import time
 from typing import Any
 
@@ -22,8 +23,8 @@ from augproto.messages import Entry, Opened, Release
 from augproto.ring import Header, Ring
 from augproto.segment import Holder, attach
 
-#: A full garbage collection takes longer than the copy it saves, so it is done this rarely.
-FULL_COLLECTION_SECONDS = 1.0
+#: A full garbage collection takes longer than the copy it saves: it gets this share of the time.
+COLLECTION_SHARE = 0.05
 
 _log = logging.getLogger("augclient.link")
 
@@ -43,7 +44,7 @@ class Attachment:
         layout = Layout.of(opened.batch_size, arrays)
         self._ring = Ring(attach(opened.segment, writable=writable), layout, opened.slots)
         self._holder = Holder(opened.segment)
-        self._collected = 0.0
+        self._collect_from = 0.0
         self.eager = max(1, opened.slots // 4)
         self.returns = Returns(wake, self.eager)
         self.copies = 0
@@ -78,6 +79,10 @@ class Attachment:
 
         jaxlib drops references at its next call or collection, PyTorch's may sit in cycles. Both
         were measured: without this, rings of two to four slots run dry for ever.
+
+        Both ask for their batches in the main thread. TensorFlow asks in threads of its own and
+        keeps nothing for later; collecting there would run destructors of whole iterators, which
+        wait for just such threads.
         """
         if not self.dry:
             return
@@ -85,10 +90,12 @@ class Attachment:
         with contextlib.suppress(AttributeError):
             if jaxlib is not None:
                 jaxlib.collect_garbage()
-        now = time.monotonic()
-        if self.dry and now - self._collected > FULL_COLLECTION_SECONDS:
-            self._collected = now
+        started = time.monotonic()
+        main = threading.current_thread() is threading.main_thread()
+        if self.dry and main and started >= self._collect_from:
             gc.collect()
+            took = time.monotonic() - started
+            self._collect_from = started + took / COLLECTION_SHARE
 
     def _count_copy(self) -> None:
         if self.copies == 0:
