@@ -84,7 +84,8 @@ class Config:
             if asked is not None or fit < MIN_SLOTS:
                 raise ConfigError(
                     f"a ring of {slots} slots of {slot_bytes} bytes is larger than this server's "
-                    f"max_ring_bytes ({self.max_ring_bytes}); wanted at most {fit} slots"
+                    f"max_ring_bytes ({self.max_ring_bytes}), which holds {fit}; wanted at least "
+                    f"{MIN_SLOTS}: make batch_size, target_size or slots smaller"
                 )
             slots = fit
         return slots

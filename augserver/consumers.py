@@ -43,6 +43,9 @@ from augserver.datasets.arrays import ArrayDataset
 from augserver.datasets.store import DatasetStore
 from augserver.dispatcher import Dispatcher
 
+#: Seconds of silence after which a conversation that has opened nothing is forgotten.
+GREETING = 5.0
+
 _log = logging.getLogger("augserver.server")
 
 
@@ -234,11 +237,15 @@ class Consumers:
             if conversation.dead:
                 _log.info("%s is dead: its ring is freed", who)
                 self.drop(conversation)
-            elif now - conversation.session.heard_at > self._config.lease:
+            elif now - conversation.session.heard_at > self._patience(conversation):
                 # It may come back and look at what it leased, so nothing of that ring is ever
                 # written again: it is unlinked and lives on in the consumer's own mapping.
                 _log.warning("%s is silent: its ring is retired", who)
                 self.drop(conversation)
+
+    def _patience(self, conversation: Conversation) -> float:
+        """Seconds of silence; who has opened nothing loses nothing by greeting again."""
+        return self._config.lease if conversation.opens else min(self._config.lease, GREETING)
 
     def drop(self, conversation: Conversation) -> None:
         """Forget a consumer: closed, dead or silent. Its memory is unlinked, never written."""

@@ -8,11 +8,13 @@ answered by one.
 
 from __future__ import annotations
 
+import contextlib
 from multiprocessing.connection import Connection
 
 from augproto.errors import AugError, RemoteProtocolError
 from augproto.faults import fault_of
 from augproto.messages import (
+    MAX_PIPE_BYTES,
     Filled,
     Function,
     Message,
@@ -44,18 +46,24 @@ class Lifeline:
     def serving(self, address: str) -> None:
         """Tell the program that consumers can come."""
         self._address = address
-        self._pipe.send_bytes(encode(Serving(address)))
+        with contextlib.suppress(OSError):  # it has ended already; the loop will see that
+            self._pipe.send_bytes(encode(Serving(address)))
 
-    def take(self) -> Message:
-        """Take one message and answer it.
+    def take(self) -> Message | None:
+        """Take one message and answer it; None if it was none.
 
         Raises:
             EOFError: The program has ended.
         """
         try:
-            message = decode(self._pipe.recv_bytes())
+            frame = self._pipe.recv_bytes()
         except OSError as error:
             raise EOFError from error
+        try:
+            message = decode(frame, limit=MAX_PIPE_BYTES)
+        except AugError as error:
+            self._say(fault_of(error))
+            return None
         if isinstance(message, Withdraw):
             # Said by a garbage collector, which does not wait for an answer.
             self._datasets.withdraw(message.name)
@@ -64,11 +72,14 @@ class Lifeline:
             answer = self._answer(message)
         except (AugError, OSError) as error:
             answer = fault_of(error)
+        self._say(answer)
+        return message
+
+    def _say(self, answer: Message) -> None:
         try:
             self._pipe.send_bytes(encode(answer))
         except OSError as error:
             raise EOFError from error
-        return message
 
     def _answer(self, message: Message) -> Message:
         match message:

@@ -89,7 +89,8 @@ class Recipe:
                 self._parts.append(_Part(field, name, transform))
                 samples.append((field, dtype, shape))
         self.sampler = Sampler.of(spec, self._length(), seed)
-        self.layout = Layout.of(spec.batch_size, samples)
+        # A batch is never larger than an epoch, so neither need a slot be.
+        self.layout = Layout.of(min(spec.batch_size, self.sampler.samples), samples)
 
     def count(self, epoch: int, step: int) -> int:
         """Samples in a batch."""

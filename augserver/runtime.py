@@ -105,7 +105,13 @@ class SocketLock:
         self._path: Path | None = None
         if not address.startswith("ipc://"):
             return
-        path = Path(address.removeprefix("ipc://") + ".lock")
+        socket = Path(address.removeprefix("ipc://"))
+        if socket.exists() and not socket.is_socket():
+            # ZeroMQ would remove it without a word.
+            raise ConfigError(
+                f"listen: {address}: {socket} exists and is no socket; wanted a path of its own"
+            )
+        path = Path(f"{socket}.lock")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             while not self._take(path):

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from augproto.errors import AugError
 from augproto.messages import (
+    MAX_PIPE_BYTES,
     MAX_TEXT,
     Assign,
     Define,
@@ -62,7 +63,7 @@ class PipeChannel:
         kernel kills a worker whose forkserver dies.
         """
         try:
-            return decode(self._pipe.recv_bytes())
+            return decode(self._pipe.recv_bytes(), limit=MAX_PIPE_BYTES)
         except (EOFError, OSError):
             return None
 
@@ -126,7 +127,7 @@ class Worker:
                 if isinstance(work, Exception):
                     raise work
                 entries.append(_fill(work, message.stream, place))
-            except Exception as error:
+            except BaseException as error:  # also a function's sys.exit()
                 self._channel.send(_failure(message.stream, place, error))
         if entries:
             seconds = time.perf_counter() - started
@@ -143,14 +144,19 @@ def _fill(work: _Work, stream: int, place: Place) -> Entry:
     return Entry(*place, samples)
 
 
-def _failure(stream: int, place: Place, error: Exception) -> Failed:
+def _failure(stream: int, place: Place, error: BaseException) -> Failed:
     sample = error.sample if isinstance(error, SampleError) else None
     where = f"epoch {place.epoch}, step {place.step}"
     if sample is not None:
         where += f", sample {sample}"
     text = "".join(traceback.format_exception(error))
     message = f"{where}: {type(error).__name__}: {error}"
-    return Failed(stream, place, message[:MAX_TEXT], sample, text[-MAX_TEXT:])
+    return Failed(stream, place, _sendable(message)[:MAX_TEXT], sample, _sendable(text)[-MAX_TEXT:])
+
+
+def _sendable(text: str) -> str:
+    """Text without what UTF-8 cannot carry (lone surrogates, as in names of strange files)."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def run(channel: Channel, pid: int) -> None:

@@ -22,7 +22,7 @@ from augproto.errors import AugError, ConfigError
 from augproto.fingerprint import fingerprint
 from augproto.layout import DTYPE_KINDS, FIELD_ALIGNMENT
 from augproto.messages import ArraySpec, Source
-from augproto.segment import Segment, directory
+from augproto.segment import HOME, Segment
 
 Array = npt.NDArray[Any]
 
@@ -69,7 +69,7 @@ def reserve(name: str, arrays: Sequence[ArraySpec], segment_name: str) -> ArrayD
     Raises:
         NoRoom: They do not fit.
     """
-    path = str(directory() / segment_name)
+    path = str(HOME / segment_name)
     sources, size = places(arrays, path)
     return ArrayDataset(sources, name, Segment(segment_name, size))
 

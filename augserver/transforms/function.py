@@ -80,4 +80,5 @@ class UserFunction:
             return result.astype(picture.dtype)
         # What follows works in place. An array of the function's own (a constant, a cache) would
         # then change from call to call, and the batch with it.
-        return result if np.may_share_memory(result, picture) else result.copy(order="K")
+        own = np.may_share_memory(result, picture) and result.flags.writeable
+        return result if own else result.copy(order="K")

@@ -13,6 +13,7 @@ import logging
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -38,12 +39,13 @@ class Attachment:
         copies: Batches handed out as private copies because the ring ran dry.
     """
 
-    def __init__(self, opened: Opened, wake: Wake, *, writable: bool) -> None:
+    def __init__(self, opened: Opened, wake: Wake, folder: Path, *, writable: bool) -> None:
         self.opened = opened
         arrays = [(a.name, a.dtype, a.shape) for a in opened.arrays]
         layout = Layout.of(opened.batch_size, arrays)
-        self._ring = Ring(attach(opened.segment, writable=writable), layout, opened.slots)
-        self._holder = Holder(opened.segment)
+        memory = attach(opened.segment, folder, writable=writable)
+        self._ring = Ring(memory, layout, opened.slots)
+        self._holder = Holder(opened.segment, folder)
         self._collect_from = 0.0
         self.eager = max(1, opened.slots // 4)
         self.returns = Returns(wake, self.eager)
@@ -80,9 +82,9 @@ class Attachment:
         jaxlib drops references at its next call or collection, PyTorch's may sit in cycles. Both
         were measured: without this, rings of two to four slots run dry for ever.
 
-        Both ask for their batches in the main thread. TensorFlow asks in threads of its own and
-        keeps nothing for later; collecting there would run destructors of whole iterators, which
-        wait for just such threads.
+        Both ask for their batches in the main thread. TensorFlow asks in threads of its own,
+        keeps nothing for later (measured), and a thread of its pool is no place to run the
+        destructors of whatever the program has left lying about.
         """
         if not self.dry:
             return

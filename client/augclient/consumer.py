@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import os
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from augproto.structure import Structure, names_from_wire, rebuild
 
 Array = npt.NDArray[Any]
 
+#: The last epoch: the generator of draws counts them in 32 bits.
+MAX_EPOCH = 2**32 - 2
 #: Seconds that a batch may take to come.
 TIMEOUT = 60.0
 #: Names the server for every consumer that names none itself.
@@ -134,11 +138,13 @@ class Consumer:
     ) -> None:
         wanted = request(x, y, sample_weight, data=data, stream=stream, options=options)
         address = address or os.environ.get(ADDRESS_VARIABLE)
-        if workers is None and WORKERS_VARIABLE in os.environ:
+        if workers is None and os.environ.get(WORKERS_VARIABLE):
             workers = _environment_workers()
-        if workers is not None and (isinstance(workers, bool) or not 0 <= workers <= 1024):
-            raise ConfigError(f"workers: got {workers!r}; wanted 0 to 1024, or None")
-        self.timeout = timeout
+        _check_whole("workers", workers, 0, 1024)
+        _check_whole("slots", slots, 2, 4096)
+        self.timeout = _checked_timeout(timeout)
+        if address is not None and not isinstance(address, str):
+            raise ConfigError(f"address: got {address!r}; wanted text like 'ipc:///path'")
         self._finalizer = weakref.finalize(self, lambda: None)
         if workers == 0 and address is None:
             self._source: Source = _inline(wanted)
@@ -180,12 +186,14 @@ class Consumer:
             IndexError: There is no such step.
             BatchTimeout, ServerLost, WorkerError, ConsumerClosed, ForkedProcess: See their docs.
         """
-        if epoch < 0 or not 0 <= step < self.steps:
+        epoch, step = operator.index(epoch), operator.index(step)
+        if not 0 <= epoch <= MAX_EPOCH or not 0 <= step < self.steps:
             raise IndexError(
-                f"epoch {epoch}, step {step}: wanted an epoch from 0 and a step from 0 to "
-                f"{self.steps - 1}"
+                f"epoch {epoch}, step {step}: wanted an epoch from 0 to {MAX_EPOCH} and a step "
+                f"from 0 to {self.steps - 1}"
             )
-        arrays = self._source.fetch((epoch, step), self.timeout if timeout is None else timeout)
+        seconds = self.timeout if timeout is None else _checked_timeout(timeout)
+        arrays = self._source.fetch((epoch, step), seconds)
 
         def part(role: str) -> Structure[Array] | None:
             names = self._structure.get(role)
@@ -218,6 +226,17 @@ class Consumer:
         self.close()
 
 
+def _check_whole(name: str, value: object, low: int, high: int) -> None:
+    if value is not None and not (type(value) is int and low <= value <= high):
+        raise ConfigError(f"{name}: got {value!r}; wanted a whole number {low} to {high}, or None")
+
+
+def _checked_timeout(timeout: object) -> float:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise ConfigError(f"timeout: got {timeout!r}; wanted seconds, more than 0")
+    return min(float(timeout), threading.TIMEOUT_MAX)
+
+
 def _environment_workers() -> int:
     text = os.environ[WORKERS_VARIABLE]
     if not text.isdecimal():
@@ -235,8 +254,9 @@ def _join(address: str, wanted: Request, slots: int | None, writable: bool) -> L
         what = "arrays" if wanted.arrays else "a function"
         raise ConfigError(
             f"{what} of this program cannot be handed to the server at {address}, which others "
-            "use. Leave address out for a private server, or name a stream (stream=), files on "
-            "the server (data=) and functions it can import (function='package.module:name')"
+            f"use. Leave address (and the environment variable {ADDRESS_VARIABLE}) out for a "
+            "private server, or name a stream (stream=), files on the server (data=) and functions "
+            "it can import (function='package.module:name')"
         )
     return Link(address, _wish(wanted, slots), writable=writable)
 

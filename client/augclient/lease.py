@@ -12,6 +12,7 @@ middle fires while views still live.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections import deque
@@ -37,7 +38,7 @@ class Wake:
 
     def __call__(self) -> None:
         # A bell that was rung and not heard yet need not be rung again: whoever hears it looks at
-        # everything that was there before, and `clear` forgets the ringing before it reads.
+        # everything that was there before.
         if self._rung:
             return
         self._rung = True
@@ -47,13 +48,13 @@ class Wake:
             return  # full: whoever reads will wake anyway
 
     def clear(self) -> None:
-        """Take all bytes out."""
-        self._rung = False
-        try:
+        """Take all bytes out; then look at everything that a ringer may have changed."""
+        with contextlib.suppress(BlockingIOError):
             while len(os.read(self.reader, 4096)) == 4096:
                 pass
-        except BlockingIOError:
-            return
+        # Only now: forgotten before the read, a ring in between would be read and remembered,
+        # and every later one be swallowed.
+        self._rung = False
 
 
 def _close(*fds: int) -> None:

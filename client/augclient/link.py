@@ -49,6 +49,7 @@ from augproto.messages import (
     Want,
     Welcome,
 )
+from augproto.segment import HOME, directory
 from augproto.session import Role, Session, State
 
 #: Seconds for which a server may owe an answer before it counts as lost.
@@ -91,6 +92,7 @@ class Link:
         self._owner = os.getpid()
         self._wake = Wake()
         self._changed = threading.Condition()
+        self._turn = threading.Lock()
         self._attachment: Attachment | None = None
         self._demand: Demand | None = None
         self._error: AugError | None = None
@@ -147,6 +149,18 @@ class Link:
                 "of it and must open its own"
             )
         deadline = time.monotonic() + timeout
+        # One wish at a time: several threads (TensorFlow's) may come, and demand follows one.
+        if not self._turn.acquire(timeout=timeout):
+            raise BatchTimeout(
+                f"epoch {key[0]}, step {key[1]}: another thread has waited for a batch of this "
+                f"consumer for {timeout:.0f} s; give every thread a consumer of its own"
+            )
+        try:
+            return self._fetch(key, deadline, timeout)
+        finally:
+            self._turn.release()
+
+    def _fetch(self, key: Key, deadline: float, timeout: float) -> dict[str, npt.NDArray[Any]]:
         with self._changed:
             self._raise_error()
             assert self._demand is not None
@@ -312,7 +326,9 @@ class Link:
                     f"the server at {self.address} came back with another dataset "
                     f"({opened.fingerprint:.16} instead of {before.opened.fingerprint:.16})"
                 )
-        self._attachment = Attachment(opened, self._wake, writable=self._writable)
+        # A private server is of this machine and this user; another may be in a container.
+        folder = HOME if self._lives is not None else directory()
+        self._attachment = Attachment(opened, self._wake, folder, writable=self._writable)
         if before is not None:
             self._attachment.copies = before.copies
         if self._demand is None:

@@ -167,6 +167,8 @@ class PrivateServer:
             message = decode(self._pipe.recv_bytes()) if self._pipe.poll(0) else None
         except (EOFError, OSError):
             message = None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(2.0)  # its end of the pair closes before it can be reaped
         if message is None:
             code = self._process.poll()
             state = "does not answer" if code is None else f"ended with code {code}"

@@ -66,15 +66,22 @@ class Passes:
     def get(self, index: int) -> tuple[int, int]:
         """Keras asks for a batch: its (epoch, step)."""
         with self._lock:
-            if self._armed:
+            if self._armed or (self._after_end and self._finished):
                 self._begin()
             self._begun = self._after_end = False
             if index not in self._handed:
                 self._handed[index] = len(self._handed) if self._shuffled else index
             return self._epoch, self._handed[index]
 
+    @property
+    def _finished(self) -> bool:
+        return len(self._handed) == self._steps
+
     def _begin(self) -> None:
-        if len(self._handed) == self._steps and not self._peek:
+        # A batch right after on_epoch_end, without Keras's other signs, is a loop of the user's
+        # own (`for i in range(len(seq)): seq[i]`, then on_epoch_end), as Sequences always had it.
+        by_hand = self._after_end and not self._armed
+        if self._finished and (by_hand or not self._peek):
             self._epoch += 1
         self._armed = False
         self._handed.clear()

@@ -6,6 +6,7 @@ by their fingerprint. Functions of the program go as bytes; both never travel on
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from augproto.errors import ConfigError
 from augproto.fingerprint import fingerprint
-from augproto.messages import Function
+from augproto.messages import MAX_FUNCTION_BYTES, Function
 from augproto.spec import HANDED, Spec, Transforms
 from augproto.structure import Structure, leaves, places, rebuild
 
@@ -26,6 +27,8 @@ Array = npt.NDArray[Any]
 PictureFunction = Callable[[Any], Any]
 
 ROLES = ("x", "y", "sample_weight")
+#: Inputs, outputs or weights of one batch.
+MAX_ARRAYS = 64
 
 
 class SpecOptions(TypedDict, total=False):
@@ -127,6 +130,12 @@ def _holds_arrays(value: list[object]) -> bool:
 def _take(role: str, value: object, arrays: dict[str, Array]) -> Structure[str]:
     """Put the arrays into `arrays` under names made of their place; returns the names."""
     structure: Structure[object] = value
+    count = sum(1 for _ in leaves(structure))
+    if count > MAX_ARRAYS:
+        raise ConfigError(
+            f"{role}: got {count} arrays, which Keras takes for as many inputs; wanted at most "
+            f"{MAX_ARRAYS}. For one input of many samples, np.stack them"
+        )
     names = places(role, structure)
     for name, leaf in zip(leaves(names), leaves(structure), strict=True):
         try:
@@ -184,8 +193,17 @@ def pickled(function: PictureFunction) -> Function:
             "function: handing over a function needs cloudpickle: pip install 'augserver[server]'"
         ) from error
     code = cloudpickle.dumps(function)
-    path = tuple(entry or os.getcwd() for entry in sys.path)
-    return Function(f"{HANDED}{hashlib.sha256(code).hexdigest()}", code, path)
+    if len(code) > MAX_FUNCTION_BYTES:
+        raise ConfigError(
+            f"function: got {len(code)} bytes with all that it closes over; wanted at most "
+            f"{MAX_FUNCTION_BYTES}. Save large arrays to a .npy and open them in the function"
+        )
+    path = tuple(entry or "." for entry in sys.path)
+    if "." in path:
+        with contextlib.suppress(OSError):  # the working directory may be gone
+            path = tuple(os.getcwd() if entry == "." else entry for entry in path)
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return Function(f"{HANDED}{hashlib.sha256(code).hexdigest()[:32]}:{name[:80]}", code, path)
 
 
 def _plain(fields: Mapping[str, object]) -> dict[str, object]:

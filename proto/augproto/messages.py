@@ -24,6 +24,9 @@ from augproto.errors import RemoteProtocolError
 VERSION = (1, 0)
 #: No message is longer: a spec with statistics of 2 MiB fits, payload never travels.
 MAX_FRAME_BYTES = 8 << 20
+#: A user's function with all that it closes over; it goes through pipes of one machine only.
+MAX_FUNCTION_BYTES = 256 << 20
+MAX_PIPE_BYTES = MAX_FUNCTION_BYTES + (1 << 20)
 #: Longest text (a worker's traceback is cut to it) and longest list in a message.
 MAX_TEXT = 64 << 10
 MAX_LIST = 64 << 10
@@ -440,16 +443,18 @@ def encode(message: Message) -> bytes:
     return typing.cast(bytes, msgpack.packb(fields, use_bin_type=True))
 
 
-def decode(frame: bytes) -> Message:
+def decode(frame: bytes, *, limit: int = MAX_FRAME_BYTES) -> Message:
     """The message that a peer's bytes hold, every field checked.
+
+    Args:
+        limit: Bytes that are looked at; pipes between a program and its own server have a larger
+            one than sockets.
 
     Raises:
         RemoteProtocolError: It is none; the text names the field, what was got and wanted.
     """
-    if len(frame) > MAX_FRAME_BYTES:
-        raise RemoteProtocolError(
-            f"a frame of {len(frame)} bytes; wanted at most {MAX_FRAME_BYTES}"
-        )
+    if len(frame) > limit:
+        raise RemoteProtocolError(f"a frame of {len(frame)} bytes; wanted at most {limit}")
     try:
         raw = msgpack.unpackb(frame, use_list=True, raw=False, strict_map_key=False)
     except Exception as error:  # msgpack raises a dozen kinds on garbage

@@ -45,13 +45,17 @@ _FRESH_SECONDS = 60.0
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: l_type, l_whence, l_start, l_len, l_pid
 
 
-def directory() -> Path:
-    """Where segments are found: /dev/shm, or what AUGSERVER_SHM_DIR names.
+#: Where Linux keeps shared memory by name, and where a server makes its segments.
+HOME = Path("/dev/shm")
 
-    The variable is for a consumer outside the server's container: it mounts the server's
-    /dev/shm elsewhere, and `SharedMemory` cannot look there.
+
+def directory() -> Path:
+    """Where a consumer finds the segments of a server that it joins.
+
+    That is HOME, or what AUGSERVER_SHM_DIR names: a consumer outside the server's container has
+    the server's /dev/shm mounted elsewhere, where `SharedMemory` cannot look.
     """
-    return Path(os.environ.get("AUGSERVER_SHM_DIR", "/dev/shm"))
+    return Path(os.environ.get("AUGSERVER_SHM_DIR") or HOME)
 
 
 def _create_unlocked(name: str, size: int) -> None:
@@ -92,13 +96,13 @@ class Segment:
         self.name = name
         self.size = size
         fresh = f"{_FRESH_PREFIX}{name.removeprefix(PREFIX)}"
-        path = directory() / fresh
+        path = HOME / fresh
         try:
             _create_unlocked(fresh, size)
             self._fd: int | None = os.open(path, os.O_RDWR)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(self._fd, 0, size)
-            os.rename(path, directory() / name)
+            os.rename(path, HOME / name)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(path)
@@ -107,7 +111,7 @@ class Segment:
             if error.errno in (errno.ENOSPC, errno.ENOMEM):
                 raise NoRoom(errno.ENOSPC, _no_room(size)) from error
             raise
-        self._path = directory() / name
+        self._path = HOME / name
 
     def map(self) -> npt.NDArray[np.uint8]:
         """A writable mapping; it lives as long as its last view."""
@@ -142,7 +146,7 @@ class Segment:
         self.close()
 
 
-def attach(name: str, *, writable: bool = False) -> npt.NDArray[np.uint8]:
+def attach(name: str, folder: Path = HOME, *, writable: bool = False) -> npt.NDArray[np.uint8]:
     """Map somebody else's segment; the mapping lives as long as its last view.
 
     Raises:
@@ -151,10 +155,10 @@ def attach(name: str, *, writable: bool = False) -> npt.NDArray[np.uint8]:
     if "/" in name or not name.startswith(PREFIX):
         raise ServerLost(f"attach: {name!r:.80} is not the name of a segment of augserver")
     try:
-        return _map(directory() / name, writable=writable)
+        return _map(folder / name, writable=writable)
     except FileNotFoundError as error:
         raise ServerLost(
-            f"attach: no segment {name} in {directory()}. Either its server has ended, or this "
+            f"attach: no segment {name} in {folder}. Either its server has ended, or this "
             "process does not share the server's shared memory (containers: `ipc: service:...`, "
             "or mount the server's /dev/shm and set AUGSERVER_SHM_DIR)"
         ) from error
@@ -167,8 +171,8 @@ class Holder:
     lock, alive in every forked child; this one is closed there.
     """
 
-    def __init__(self, name: str) -> None:
-        self._fd: int | None = os.open(directory() / name, os.O_RDONLY)
+    def __init__(self, name: str, folder: Path = HOME) -> None:
+        self._fd: int | None = os.open(folder / name, os.O_RDONLY)
         lock = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 1, 0)
         fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, lock)
         _holders.add(self)
@@ -202,7 +206,7 @@ os.register_at_fork(after_in_child=_forget_in_child)
 def sweep() -> list[str]:
     """Unlink every segment of this user whose owner is dead; returns their names."""
     swept = []
-    for path in [*directory().glob(f"{PREFIX}*"), *directory().glob(f"{_FRESH_PREFIX}*")]:
+    for path in [*HOME.glob(f"{PREFIX}*"), *HOME.glob(f"{_FRESH_PREFIX}*")]:
         try:
             status = path.stat()
             if status.st_uid != os.getuid():
@@ -227,13 +231,13 @@ def sweep() -> list[str]:
 
 def room() -> int:
     """Bytes free in the directory of segments."""
-    status = os.statvfs(directory())
+    status = os.statvfs(HOME)
     return status.f_bavail * status.f_frsize
 
 
 def _no_room(size: int) -> str:
     return (
-        f"a segment of {size / 2**20:.1f} MiB does not fit: {directory()} has "
+        f"a segment of {size / 2**20:.1f} MiB does not fit: {HOME} has "
         f"{room() / 2**20:.1f} MiB free. Make the ring smaller (slots, batch_size, target_size), "
         "or give the container more shared memory (compose: shm_size; docker run: --shm-size)"
     )

@@ -155,9 +155,10 @@ class Transforms:
         function: A function of one picture: "package.module:name", or the name that a private
             server's client gave to a function of its own. Runs after brightness, before rescale.
         rescale, offset: picture * rescale + offset. Keras has no offset; 0 leaves its bytes alone.
-        samplewise_center, samplewise_std_normalization: By the picture's own mean and deviation.
+        samplewise_center, samplewise_std_normalization: By the picture's own mean and deviation;
+            as in Keras, the second brings the first along.
         featurewise_mean, featurewise_std: Given statistics, broadcast over a picture. As in Keras,
-            a picture is divided by std + 1e-6.
+            a picture is divided by std + 1e-6; a std without a mean subtracts nothing.
     """
 
     rotation_range: float = 0.0
@@ -192,6 +193,8 @@ class Transforms:
             "horizontal_flip", "vertical_flip", "samplewise_center", "samplewise_std_normalization",
         ):  # fmt: skip
             put(self, name, _flag(f"transforms.{name}", getattr(self, name)))
+        if self.samplewise_std_normalization:
+            put(self, "samplewise_center", True)  # as Keras's constructor does
         put(self, "zoom_range", self._zoom())
         if self.brightness_range is not None:
             wanted = "two factors (low, high), 0 <= low <= high"

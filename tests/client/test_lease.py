@@ -281,3 +281,24 @@ def test_private_memory_is_aligned_like_a_slot(nbytes: int) -> None:
         assert memory.ctypes.data % SLOT_ALIGNMENT == 0 or nbytes == 0
         assert memory.flags.writeable
     assert SLOT_ALIGNMENT % FIELD_ALIGNMENT == 0
+
+
+def test_a_ring_while_the_bell_is_being_silenced_does_not_swallow_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The flag that remembers a ring must not outlive the byte that carries it: once it did, and a
+    # link slept through every release until its next heartbeat.
+    wake = Wake()
+    read = os.read
+
+    def ring_then_read(fd: int, count: int) -> bytes:
+        wake()
+        return read(fd, count)
+
+    wake()
+    monkeypatch.setattr(os, "read", ring_then_read)
+    wake.clear()
+    monkeypatch.undo()
+    wake()
+    ready, _, _ = select.select([wake.reader], [], [], 0)
+    assert ready

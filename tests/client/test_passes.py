@@ -299,3 +299,12 @@ def test_threads_that_ask_at_once_share_one_pass(shuffled: bool) -> None:
         for thread in asking:
             thread.join(10)
         assert sorted(handed) == [(epoch, step) for step in range(steps)]
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_a_loop_of_the_user_s_own_with_on_epoch_end_goes_through_epochs(shuffled: bool) -> None:
+    passes = Passes(3, shuffled=shuffled)
+    for epoch in range(4):
+        assert [passes.get(i) for i in range(3)] == [(epoch, i) for i in range(3)]
+        passes.epoch_ends()
+    assert passes.get(0) == (4, 0)

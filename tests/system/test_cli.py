@@ -390,3 +390,18 @@ def test_version_is_the_package_s_own() -> None:
     answer = augserver("version")
     assert answer.returncode == 0
     assert re.fullmatch(r"augserver \d+\.\d+\.\d+\n", answer.stdout)
+
+
+def test_a_file_in_the_socket_s_place_is_not_removed(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("important")
+    done = subprocess.run(
+        [sys.executable, "-m", "augserver", "serve", "--listen", f"ipc://{notes}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "exists and is no socket" in done.stderr
+    assert notes.read_text() == "important"

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from augproto.errors import (
     ConnectTimeout,
     ConsumerClosed,
     ForkedProcess,
+    RemoteProtocolError,
     UnknownStream,
     WorkerError,
 )
-from augproto.messages import Open
+from augproto.messages import Open, Serving
 
 EQUAL = np.full((2048, 8, 8, 3), 128, np.uint8)
 EQUAL[:, 2:5, 1:4] = 30
@@ -146,6 +148,52 @@ def test_a_function_that_kills_its_workers_is_given_up_with_the_batch_named() ->
         assert [b.step for b in consumer.epoch(0, first=2)] == list(range(2, 8))
 
 
+def test_a_function_may_close_over_more_than_a_frame_holds() -> None:
+    table = np.arange(12 << 20, dtype=np.uint8)
+
+    def look_up(picture: Any) -> Any:
+        return picture + table[5]
+
+    with Consumer(EQUAL[:8], batch_size=8, shuffle=False, function=look_up) as consumer:
+        assert np.array_equal(np.asarray(consumer.get(0, 0).x), EQUAL[:8].astype("f4") + 5)
+
+
+def test_garbage_on_the_lifeline_is_refused_and_the_private_server_lives() -> None:
+    with Consumer(EQUAL, batch_size=32) as consumer:
+        server = local._server
+        assert server is not None
+        with server._lock:
+            server._pipe.send_bytes(b"garbage")
+            with pytest.raises(RemoteProtocolError, match=r"no message|not msgpack"):
+                server._answer(Serving, 30)
+        assert consumer.get(0, 7).step == 7
+        with Consumer(EQUAL, batch_size=8) as other:
+            assert other.get(0, 0).step == 0
+
+
+def test_threads_that_share_a_consumer_each_get_their_batches() -> None:
+    with Consumer(EQUAL, batch_size=8, seed=1, slots=4, transforms={"shear_range": 5}) as consumer:
+        wanted = {step: np.array(consumer.get(0, step).x) for step in range(0, 256, 16)}
+        wrong: list[int] = []
+
+        def ask(steps: list[int]) -> None:
+            wrong.extend(
+                s for s in steps if not np.array_equal(np.asarray(consumer.get(0, s).x), wanted[s])
+            )
+
+        chance = random.Random(0)
+        threads = [
+            threading.Thread(target=ask, args=(chance.sample(sorted(wanted), len(wanted)),))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(100)
+        assert not any(thread.is_alive() for thread in threads)
+        assert not wrong
+
+
 def test_a_slow_function_runs_into_the_deadline_of_the_batch() -> None:
     def slow(picture: Any) -> Any:
         import time
@@ -197,6 +245,12 @@ def test_a_wrong_argument_is_refused_at_the_door_and_loses_nothing() -> None:
             Consumer(EQUAL, transforms={"rotation": 5})
         with pytest.raises(ConfigError, match=r"say which server"):
             Consumer(stream="cifar")
+        with pytest.raises(ConfigError, match=r"got 70 arrays.*np\.stack"):
+            Consumer([np.zeros(4)] * 70)
+        with pytest.raises(ConfigError, match=r"slots: got 1; wanted a whole number 2 to 4096"):
+            Consumer(EQUAL, slots=1)
+        with pytest.raises(ConfigError, match=r"timeout: got 0; wanted seconds"):
+            Consumer(EQUAL, timeout=0)
         with pytest.raises(ConfigError, match=r"object"):
             Consumer(np.array([None, "a"]))
         with pytest.raises(IndexError, match=r"step 64"):

@@ -37,7 +37,7 @@ def test_every_command_is_one_that_a_test_runs() -> None:
         "make demo",  # below, and tests/system/test_demo.py
         "make test",  # below; it is what runs this
         "docker compose up augserver",  # tests/system/test_compose.py
-        "pip install 'augserver[server,tensorflow]'",  # below
+        "pip install -e '.[server,tensorflow]'",  # below
         SERVE,  # below
         HEALTH,  # below
     ]
@@ -66,11 +66,11 @@ def test_the_two_commands_of_make_run_what_they_say(target: str, runs: str) -> N
 
 def test_the_extras_that_are_named_exist() -> None:
     named = {
-        extra for extras in re.findall(r"augserver\[([a-z,]+)\]", README)
+        extra for extras in re.findall(r"(?:augserver|\.)\[([a-z,]+)\]", README)
         for extra in extras.split(",")
     }  # fmt: skip
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {"server", "tensorflow", "client"} <= named <= set(project["optional-dependencies"])
+    assert {"server", "tensorflow"} <= named <= set(project["optional-dependencies"])
 
 
 def test_the_standalone_server_and_its_health_check(tmp_path: Path) -> None:
