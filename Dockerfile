@@ -8,19 +8,19 @@ COPY pyproject.toml README.md LICENSE ./
 COPY augserver augserver
 COPY client client
 COPY proto proto
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/cache/pip PIP_CACHE_DIR=/cache/pip \
     pip wheel --no-deps --wheel-dir /wheels .
 
 FROM python:3.11-slim AS server-packages
 RUN python -m venv --without-pip /opt/augserver
 COPY --from=wheel /wheels /wheels
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/cache/pip PIP_CACHE_DIR=/cache/pip \
     pip --python /opt/augserver/bin/python install "$(echo /wheels/*.whl)[server]"
 
 FROM python:3.11-slim AS trainer-packages
 RUN python -m venv --without-pip /opt/augserver
 COPY --from=wheel /wheels /wheels
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/cache/pip PIP_CACHE_DIR=/cache/pip \
     pip --python /opt/augserver/bin/python install "$(echo /wheels/*.whl)[jax]"
 
 # The user and the folder that both ends share: a socket and shared memory are their owner's alone,

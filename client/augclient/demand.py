@@ -53,12 +53,17 @@ class Demand:
             self._current = None
         return entry
 
-    def announced(self, number: int, entries: Iterable[Entry]) -> None:
-        """The server has made these."""
+    def announced(self, number: int, entries: Iterable[Entry]) -> list[Release]:
+        """The server has made these; returns the slots of any that were here already."""
         self.seen = number
+        twice = []
         for entry in entries:
+            before = self.ready.get(entry[:2])
+            if before is not None:
+                twice.append(Release(before.slot, before.sequence))
             self.ready[entry[:2]] = entry
             self._outstanding.discard(entry[:2])
+        return twice
 
     def failed(self, fault: Fault) -> None:
         """The server cannot make this one."""

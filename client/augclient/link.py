@@ -300,8 +300,9 @@ class Link:
                 self._say(dealer, self._wish)
             case Opened():
                 self._attach(message)
-            case Announce() if self._demand is not None:
-                self._demand.announced(message.number, message.entries)
+            case Announce() if self._demand is not None and self._attachment is not None:
+                for release in self._demand.announced(message.number, message.entries):
+                    self._attachment.returns.drop(release)
             case Fault() if message.number and self._demand is not None:
                 self._demand.failed(message)
             case Fault() if message.kind == "SessionLost" and self._attachment is not None:

@@ -290,3 +290,11 @@ def test_a_consumer_in_order_that_keeps_nothing_has_each_batch_made_once() -> No
             both.speak(waiting=False)
         assert sorted(both.made)[: len(keys)] == keys
         assert len(both.made) == len(set(both.made)), slots
+
+
+def test_a_batch_that_comes_twice_gives_its_first_slot_back() -> None:
+    demand = Demand(steps=10, slots=4)
+    demand.ask((0, 0))
+    assert demand.announced(1, [Entry(0, 0, 2, 11, 8)]) == []
+    assert demand.announced(2, [Entry(0, 0, 3, 12, 8)]) == [Release(2, 11)]
+    assert demand.take((0, 0)) == Entry(0, 0, 3, 12, 8)
