@@ -97,11 +97,16 @@ def serving(address: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def python(
-    program: str, *arguments: str, timeout: float = 240.0, **environment: str
+    program: str,
+    *arguments: str,
+    cwd: Path | None = None,
+    timeout: float = 240.0,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program given as text in a Python of its own."""
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
+        cwd=cwd,
         env=os.environ | environment,
         capture_output=True,
         text=True,

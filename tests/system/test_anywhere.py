@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import alive, descendants, wait_until
+from processes import alive, descendants, python, wait_until
 
 # No `if __name__ == "__main__"`, a function of the script's own, and a module beside the script
 # that is named like one of the standard library's.
@@ -76,7 +76,7 @@ def test_a_notebook(tmp_path: Path) -> None:
     wait_until(lambda: not any(alive(pid) for pid in below), "the notebook's server to end")
 
 
-def test_workers_never_import_keras_or_tensorflow(tmp_path: Path) -> None:
+def test_workers_never_import_keras_or_tensorflow() -> None:
     program = (
         "import numpy as np, sys\nfrom augclient import Consumer\n"
         "def loaded(picture):\n"
@@ -87,9 +87,7 @@ def test_workers_never_import_keras_or_tensorflow(tmp_path: Path) -> None:
         "c = Consumer(np.ones((8, 4, 4, 3), np.uint8), batch_size=4, function=loaded)\n"
         "print(c.get(0, 0).x.max())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = python(program)
     assert (done.returncode, done.stdout) == (0, "1.0\n"), done.stderr
 
 
@@ -101,13 +99,6 @@ def test_a_function_that_imports_a_framework_works_and_is_warned_of(tmp_path: Pa
         "c = Consumer(np.ones((8, 4, 4, 3), np.uint8), batch_size=4, function=plus)\n"
         "print(c.get(0, 0).x.max())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = python(program, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "2.0\n"), done.stderr
     assert "imports jax, in every worker" in done.stderr

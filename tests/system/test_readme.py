@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from processes import serving
+from processes import python, serving
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -109,15 +109,7 @@ def _run(program: str) -> None:
     backend = next((b for b in ("jax", "tensorflow") if importlib.util.find_spec(b)), None)
     if backend is None:
         pytest.skip("neither JAX nor TensorFlow is installed")
-    environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = python(program, KERAS_BACKEND=backend, TF_CPP_MIN_LOG_LEVEL="3")
     assert done.returncode == 0, done.stderr
 
 
