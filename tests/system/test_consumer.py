@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -372,8 +373,10 @@ def test_a_consumer_stopped_for_three_leases_finds_its_kept_tensors_unchanged(
             ring = Path("/dev/shm") / program.stdout.readline().split()[1]
             assert ring.exists()
             program.send_signal(signal.SIGSTOP)
+            stopped = time.monotonic()
             # The lease is half a second: the ring is retired while the consumer is stopped.
             wait_until(lambda: not ring.exists(), "the silent consumer's ring to be retired")
+            wait_until(lambda: time.monotonic() - stopped > 3 * 0.5, "three leases to pass")
             with Consumer(stream="equal", address=address) as other:  # others go on meanwhile
                 sha = hashlib.sha256()
                 for batch in other.epoch(0):
