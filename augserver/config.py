@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from augproto.errors import ConfigError
+from augproto.ring import MAX_SLOTS, MIN_SLOTS
 from augproto.spec import Spec
 
 #: Bytes of a ring for which no number of slots was asked: slots enough to run ahead, within this.
 RING_BYTES = 256 << 20
 #: ... and within these numbers of slots. JAX alone keeps 34 batches when nobody reads its logs.
 RING_SLOTS = (4, 48)
-#: A ring below this makes no sense: one slot is written while one is looked at.
-MIN_SLOTS = 2
-MAX_SLOTS = 4096
 
 
 def cores() -> int:

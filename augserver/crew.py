@@ -97,19 +97,17 @@ class Crew:
         if self._supervisor is not None:
             self._supervisor.wanted = max(self._supervisor.wanted, workers)
 
-    def start(self, now: float) -> list[int]:
-        """Start what is missing, if it is time; returns the numbers of the new workers."""
+    def start(self, now: float) -> None:
+        """Start what is missing, if it is time."""
         if self._supervisor is None:
-            return []
-        started = self._supervisor.start(now)
-        for worker in started:
+            return
+        for worker in self._supervisor.start(now):
             self._fds[worker.pipe.fileno()] = worker.number
             self._sentinels[worker.process.sentinel] = worker.number
             self._poller.register(worker.process.sentinel, zmq.POLLIN)
             self._watch(worker)
             for function in self._functions:
                 self._tell(worker, function)
-        return [worker.number for worker in started]
 
     def tell_all(self, message: Define | Forget | Function) -> None:
         """Tell every worker; those that start later get definitions when they are ready."""

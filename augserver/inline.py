@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from augproto.errors import WorkerError
-from augproto.layout import SLOT_ALIGNMENT
+from augproto.layout import aligned_empty
 from augproto.messages import ArraySpec, Opened
 from augproto.segment import PREFIX
 from augproto.spec import Spec
@@ -77,10 +77,7 @@ class Inline:
     def fetch(self, key: tuple[int, int], timeout: float) -> dict[str, Array]:
         """Compute a batch; the timeout cannot be kept, since nothing runs beside the caller."""
         layout = self._recipe.layout
-        raw = np.empty(layout.slot_bytes + SLOT_ALIGNMENT, np.uint8)
-        start = -raw.ctypes.data % SLOT_ALIGNMENT
-        slot = raw[start : start + layout.slot_bytes]
-        arrays = layout.arrays(slot, self._recipe.count(*key))
+        arrays = layout.arrays(aligned_empty(layout.slot_bytes), self._recipe.count(*key))
         # A user's function gets its own seeds; the caller's generators must not notice.
         state = (np.random.get_state(), random.getstate()) if self._draws_global else None
         try:

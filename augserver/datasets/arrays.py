@@ -8,7 +8,6 @@ copy of the dataset, and the server never sends a sample to a worker of its own 
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from augproto.errors import AugError, ConfigError
 from augproto.fingerprint import fingerprint
 from augproto.layout import DTYPE_KINDS, FIELD_ALIGNMENT
 from augproto.messages import ArraySpec, Source
-from augproto.segment import HOME, Segment
+from augproto.segment import HOME, Segment, map_file
 
 Array = npt.NDArray[Any]
 
@@ -125,7 +124,8 @@ def load(paths: Sequence[str], segment_name: str) -> ArrayDataset:
 
 
 def _plain(name: str, array: Array) -> Array:
-    _checked_dtype(name, array.dtype) if array.dtype.kind in "OVmM" else None
+    if array.dtype.kind in "OVmM":
+        _checked_dtype(name, array.dtype)
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
@@ -155,17 +155,11 @@ def _checked_dtype(name: str, dtype: npt.DTypeLike) -> np.dtype[Any]:
 
 def attach(sources: Iterable[Source], *, writable: bool = False) -> dict[str, Array]:
     """Map the arrays; the maps live as long as the arrays."""
-    maps: dict[str, mmap.mmap] = {}
+    maps: dict[str, npt.NDArray[np.uint8]] = {}
     arrays = {}
     for source in sources:
         if source.path not in maps:
-            fd = os.open(source.path, os.O_RDWR if writable else os.O_RDONLY)
-            try:
-                protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-                size = os.fstat(fd).st_size
-                maps[source.path] = mmap.mmap(fd, size, mmap.MAP_SHARED, protection)
-            finally:
-                os.close(fd)
+            maps[source.path] = map_file(source.path, writable=writable)
         kind = np.dtype(source.dtype)
         count = int(np.prod(source.shape, dtype=np.int64))
         flat = np.frombuffer(maps[source.path], kind, count, source.offset)

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from augclient.lease import Returns, Wake, aligned_empty, lease
-from augproto.layout import Layout
+from augclient.lease import Returns, Wake, lease
+from augproto.layout import Layout, aligned_empty
 from augproto.messages import Entry, Opened, Release
 from augproto.ring import Header, Ring
 from augproto.segment import Holder, attach

@@ -20,6 +20,7 @@ from augclient.request import Request, SpecOptions, request
 from augproto.errors import ConfigError
 from augproto.fingerprint import fingerprint
 from augproto.messages import Open, Opened
+from augproto.ring import MAX_SLOTS, MIN_SLOTS
 from augproto.spec import HANDED
 from augproto.structure import Structure, names_from_wire, rebuild
 
@@ -141,7 +142,7 @@ class Consumer:
         if workers is None and os.environ.get(WORKERS_VARIABLE):
             workers = _environment_workers()
         _check_whole("workers", workers, 0, 1024)
-        _check_whole("slots", slots, 2, 4096)
+        _check_whole("slots", slots, MIN_SLOTS, MAX_SLOTS)
         self.timeout = _checked_timeout(timeout)
         if address is not None and not isinstance(address, str):
             raise ConfigError(f"address: got {address!r}; wanted text like 'ipc:///path'")

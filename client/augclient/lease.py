@@ -132,10 +132,3 @@ def lease(slot: npt.NDArray[np.uint8], release: Release, returns: Returns) -> np
     returns.give()
     weakref.finalize(base, returns.end, release).atexit = False
     return np.asarray(base)
-
-
-def aligned_empty(nbytes: int, alignment: int = 4096) -> npt.NDArray[np.uint8]:
-    """Private memory, aligned like a slot so that frameworks alias it as well."""
-    raw = np.empty(nbytes + alignment, np.uint8)
-    start = -raw.ctypes.data % alignment
-    return raw[start : start + nbytes]

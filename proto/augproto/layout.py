@@ -133,3 +133,10 @@ class Layout:
             flat = slot[field.offset : end].view(field.dtype)
             views[field.name] = flat.reshape((count, *field.shape))
         return views
+
+
+def aligned_empty(nbytes: int) -> npt.NDArray[np.uint8]:
+    """Private memory that is aligned like a slot, so that frameworks alias it as well."""
+    raw = np.empty(nbytes + SLOT_ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % SLOT_ALIGNMENT
+    return raw[start : start + nbytes]

@@ -25,6 +25,10 @@ import numpy.typing as npt
 from augproto.errors import SlotError
 from augproto.layout import SLOT_HEADER_BYTES, Layout
 
+#: A ring below this makes no sense: one slot is written while one is looked at.
+MIN_SLOTS = 2
+MAX_SLOTS = 4096
+
 
 class SlotState(enum.Enum):
     """Where a slot is in its life."""

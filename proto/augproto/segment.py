@@ -68,14 +68,15 @@ def _create_unlocked(name: str, size: int) -> None:
     memory.close()
 
 
-def _map(path: Path, *, writable: bool) -> npt.NDArray[np.uint8]:
+def map_file(path: str | Path, *, writable: bool = False) -> npt.NDArray[np.uint8]:
+    """A file's bytes as they lie; the mapping lives as long as its last view."""
     fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
     try:
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         memory = mmap.mmap(fd, os.fstat(fd).st_size, mmap.MAP_SHARED, protection)
     finally:
         os.close(fd)
-    # The array holds the mmap object; when the last view of it dies the memory is unmapped.
+    # The array holds the mmap object, which unmaps when nothing holds it any more.
     return np.frombuffer(memory, np.uint8)
 
 
@@ -97,17 +98,18 @@ class Segment:
         self.size = size
         fresh = f"{_FRESH_PREFIX}{name.removeprefix(PREFIX)}"
         path = HOME / fresh
+        self._fd: int | None = None
         try:
             _create_unlocked(fresh, size)
-            self._fd: int | None = os.open(path, os.O_RDWR)
+            self._fd = os.open(path, os.O_RDWR)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(self._fd, 0, size)
             os.rename(path, HOME / name)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(path)
-            if getattr(self, "_fd", None) is not None:
-                os.close(self._fd or -1)
+            if self._fd is not None:
+                os.close(self._fd)
             if error.errno in (errno.ENOSPC, errno.ENOMEM):
                 raise NoRoom(errno.ENOSPC, _no_room(size)) from error
             raise
@@ -115,7 +117,7 @@ class Segment:
 
     def map(self) -> npt.NDArray[np.uint8]:
         """A writable mapping; it lives as long as its last view."""
-        return _map(self._path, writable=True)
+        return map_file(self._path, writable=True)
 
     def consumer_lives(self) -> bool:
         """Whether a consumer holds the segment (see `Holder`)."""
@@ -155,7 +157,7 @@ def attach(name: str, folder: Path = HOME, *, writable: bool = False) -> npt.NDA
     if "/" in name or not name.startswith(PREFIX):
         raise ServerLost(f"attach: {name!r:.80} is not the name of a segment of augserver")
     try:
-        return _map(folder / name, writable=writable)
+        return map_file(folder / name, writable=writable)
     except FileNotFoundError as error:
         raise ServerLost(
             f"attach: no segment {name} in {folder}. Either its server has ended, or this "

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from augclient.lease import Returns, Wake, aligned_empty, lease
-from augproto.layout import FIELD_ALIGNMENT, SLOT_ALIGNMENT, Layout
+from augclient.lease import Returns, Wake, lease
+from augproto.layout import FIELD_ALIGNMENT, SLOT_ALIGNMENT, Layout, aligned_empty
 from augproto.messages import Release
 
 Array = npt.NDArray[Any]

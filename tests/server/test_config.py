@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from augproto.errors import ConfigError
+from augproto.ring import MAX_SLOTS, MIN_SLOTS
 from augproto.spec import Spec
 from augserver.config import (
-    MAX_SLOTS,
-    MIN_SLOTS,
     RING_BYTES,
     RING_SLOTS,
     Config,
