@@ -198,7 +198,7 @@ class Dispatcher:
 
     def failed(
         self, worker: int, stream: int, place: Place, *, message: str, sample: int | None,
-        traceback: str,
+        traceback: str, path: str = "",
     ) -> Fault | None:  # fmt: skip
         """A worker cannot make a batch, and lives; returns what the consumer is to be told."""
         self._finish(worker, stream, {place[:2]})
@@ -207,7 +207,7 @@ class Dispatcher:
             return None
         del s.writing[place[:2]]
         s.slots.abort(place.slot, place.sequence)
-        return self._fault(s, place[:2], message, sample=sample, traceback=traceback)
+        return self._fault(s, place[:2], message, sample=sample, traceback=traceback, path=path)
 
     def assign(self) -> list[Assignment]:
         """All assignments that can be made now, streams in turn, the idlest worker first."""
@@ -264,8 +264,9 @@ class Dispatcher:
 
     @staticmethod
     def _fault(
-        s: _Stream, key: Key, message: str, *, sample: int | None = None, traceback: str = ""
-    ) -> Fault:
+        s: _Stream, key: Key, message: str, *, sample: int | None = None, traceback: str = "",
+        path: str = "",
+    ) -> Fault:  # fmt: skip
         s.number += 1
         s.faulted[key] = s.number
-        return Fault("WorkerError", message, s.number, *key, sample, traceback)
+        return Fault("WorkerError", message, s.number, *key, sample, traceback, path)

@@ -214,6 +214,7 @@ class Server:
                     message=message.message,
                     sample=message.sample,
                     traceback=message.traceback,
+                    path=message.path,
                 )
                 self._progress(worker)
                 self._consumers.tell(message.stream, fault)

@@ -103,6 +103,7 @@ class WorkerError(AugError):
     Attributes:
         epoch, step: The batch.
         sample: Index of the sample in its dataset, or None where no single one is to blame.
+        path: Of the sample's file ("" where it has none).
         traceback: The worker's traceback as text ("" if the worker died without one).
     """
 
@@ -113,10 +114,12 @@ class WorkerError(AugError):
         epoch: int,
         step: int,
         sample: int | None = None,
+        path: str = "",
         traceback: str = "",
     ) -> None:
         super().__init__(message if not traceback else f"{message}\n\n{traceback}")
         self.epoch = epoch
         self.step = step
         self.sample = sample
+        self.path = path
         self.traceback = traceback

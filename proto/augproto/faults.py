@@ -22,6 +22,7 @@ def error_of(fault: Fault) -> AugError:
             epoch=fault.epoch,
             step=fault.step,
             sample=fault.sample,
+            path=fault.path,
             traceback=fault.traceback,
         )
     kind = getattr(errors, fault.kind, None)

@@ -21,7 +21,7 @@ import msgpack
 from augproto.errors import RemoteProtocolError
 
 #: Both ends must agree on the major number; a minor one only adds fields with defaults.
-VERSION = (1, 0)
+VERSION = (1, 1)
 #: No message is longer: a spec with statistics of 2 MiB fits, payload never travels.
 MAX_FRAME_BYTES = 8 << 20
 #: A user's function with all that it closes over; it goes through pipes of one machine only.
@@ -30,6 +30,8 @@ MAX_PIPE_BYTES = MAX_FUNCTION_BYTES + (1 << 20)
 #: Longest text (a worker's traceback is cut to it) and longest list in a message.
 MAX_TEXT = 64 << 10
 MAX_LIST = 64 << 10
+#: Bad samples that a status lists by path; it counts all of them.
+MAX_BAD = 100
 _MAX_INT = 2**64 - 1
 
 
@@ -65,6 +67,19 @@ class Release(NamedTuple):
 
     slot: int
     sequence: int
+
+
+class Bad(NamedTuple):
+    """A sample that could not be made, where the stream's policy goes on without it.
+
+    `path` is its file's, or empty for samples of an array.
+    """
+
+    epoch: int
+    step: int
+    sample: int
+    path: str
+    reason: str
 
 
 class ArraySpec(NamedTuple):
@@ -149,10 +164,14 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Server: these batches are whole; their slots belong to the consumer until it releases."""
+    """Server: these batches are whole; their slots belong to the consumer until it releases.
+
+    `bad` lists the samples that those batches had to do without.
+    """
 
     number: int
     entries: tuple[Entry, ...]
+    bad: tuple[Bad, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +188,7 @@ class Fault:
     step: int = 0
     sample: int | None = None
     traceback: str = ""
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +215,10 @@ class AskStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Server: names of streams, consumers attached, workers alive and wanted, batches made."""
+    """Server: names of streams, consumers attached, workers alive and wanted, batches made.
+
+    `bad` are samples that could not be made, each once, the first `MAX_BAD` of `bad_samples`.
+    """
 
     streams: tuple[str, ...]
     consumers: int
@@ -203,6 +226,8 @@ class Status:
     workers_wanted: int
     batches: int
     restarts: int
+    bad_samples: int = 0
+    bad: tuple[Bad, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,11 +266,15 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Worker to server: these batches are whole; it took `seconds` for all of them."""
+    """Worker to server: these batches are whole; it took `seconds` for all of them.
+
+    `bad` lists the samples that they had to do without.
+    """
 
     stream: int
     entries: tuple[Entry, ...]
     seconds: float
+    bad: tuple[Bad, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +286,7 @@ class Failed:
     message: str
     sample: int | None
     traceback: str
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,8 @@ CONSTANTS = {
 } - {"spec.MAX_SEED"}  # the largest whole number there is on the wire
 
 ROWS = (
-    messages.Run, messages.Place, messages.Entry, messages.Release, messages.ArraySpec,
+    messages.Run, messages.Place, messages.Entry, messages.Release,
+    messages.Bad, messages.ArraySpec,
     messages.Source,
 )  # fmt: skip
 
@@ -72,7 +73,7 @@ def fields(row: Any) -> str:
         word = f"{name}: {kind(annotation)}"
         field = defaults.get(name)
         if field is not None and field.default is not dataclasses.MISSING:
-            word += " = " + {None: "nil", "": '""'}.get(field.default, str(field.default))
+            word += " = " + {None: "nil", "": '""', (): "[]"}.get(field.default, str(field.default))
         elif field is not None and field.default_factory is not dataclasses.MISSING:
             assert field.default_factory() == {}
             word += " = {}"

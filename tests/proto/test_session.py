@@ -155,11 +155,11 @@ def test_another_version_is_refused_with_both_named(
     pair: SessionPair, version: tuple[int, ...]
 ) -> None:
     hello = encode(Hello(version, "test", 1))
-    with pytest.raises(VersionMismatch, match=r"consumer speaks protocol .*, this end 1\.0"):
+    with pytest.raises(VersionMismatch, match=r"consumer speaks protocol .*, this end 1\.1"):
         pair.server.receive(hello, 0.0)
     assert pair.server.state is State.IDLE, "the next one may say hello"
     pair.consumer.send(ONE[Hello], 0.0)
-    with pytest.raises(VersionMismatch, match=r"server speaks protocol .*, this end 1\.0"):
+    with pytest.raises(VersionMismatch, match=r"server speaks protocol .*, this end 1\.1"):
         pair.consumer.receive(encode(Welcome(version, 2, 30.0)), 0.0)
 
 
