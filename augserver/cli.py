@@ -1,4 +1,4 @@
-"""The command `augserver`: serve, health, demo, version.
+"""The command `augserver`: serve, health, status, demo, version.
 
 Whatever is wrong with what a user said becomes one line on standard error and exit code 2; what
 went wrong otherwise, one line and exit code 1. Each command imports what it needs itself, so that
@@ -135,26 +135,25 @@ def _warn_of_streams(settings: Config) -> None:
                 _log.warning("streams.%s: %s cannot be read (yet)", name, path)
 
 
-@app.command()
-def health(
-    connect: Annotated[
-        str | None,
-        typer.Option(
-            envvar=["AUGSERVER_ADDRESS", "AUGSERVER_LISTEN"],
-            metavar="ADDRESS",
-            help="The server's address.",
-            show_default="where `serve` listens by default",
-        ),
-    ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for its answer.")] = 5.0,
-) -> None:
-    """Ask a server how it is: exit code 0 if it can serve, 1 and the reason if not."""
-    from augserver import health, runtime
+Connect = Annotated[
+    str | None,
+    typer.Option(
+        envvar=["AUGSERVER_ADDRESS", "AUGSERVER_LISTEN"],
+        metavar="ADDRESS",
+        help="The server's address.",
+        show_default="where `serve` listens by default",
+    ),
+]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds for its answer.")]
 
-    # AUGSERVER_LISTEN may name several.
-    addresses = (connect or "").split() or [runtime.default_address()]
+
+@app.command()
+def health(connect: Connect = None, timeout: Timeout = 5.0) -> None:
+    """Ask a server how it is: exit code 0 if it can serve, 1 and the reason if not."""
+    from augserver import health
+
     try:
-        pid, status = health.ask(addresses[0], timeout)
+        pid, status = health.ask(_address(connect), timeout)
     except AugError as error:
         typer.echo(f"unhealthy: {error}", err=True)
         raise typer.Exit(1) from None
@@ -163,6 +162,24 @@ def health(
         typer.echo(f"unhealthy: {reason}", err=True)
         raise typer.Exit(1)
     typer.echo(f"healthy: {health.describe(pid, status)}")
+
+
+@app.command()
+def status(connect: Connect = None, timeout: Timeout = 5.0) -> None:
+    """Print what a server says of itself, with the samples that batches had to do without."""
+    from augserver import health
+
+    pid, said = health.ask(_address(connect), timeout)
+    typer.echo(health.describe(pid, said))
+    for line in health.bad_samples(said):
+        typer.echo(line)
+
+
+def _address(connect: str | None) -> str:
+    from augserver import runtime
+
+    # AUGSERVER_LISTEN may name several.
+    return ((connect or "").split() or [runtime.default_address()])[0]
 
 
 @app.command()

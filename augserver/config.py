@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from augproto.errors import ConfigError
+from augproto.pictures import MAX_PIXELS
 from augproto.ring import MAX_SLOTS, MIN_SLOTS
 from augproto.spec import Spec
 
@@ -48,6 +49,7 @@ class Config:
         worker_deadline: Seconds that a worker may take for one assignment before it is killed.
         max_consumers: At once.
         max_ring_bytes: Of one consumer.
+        max_pixels: Of a picture file, in a consumer's own spec.
         private: Serves one program, which started it and may hand over functions and arrays.
     """
 
@@ -60,6 +62,7 @@ class Config:
     worker_deadline: float = 30.0
     max_consumers: int = 64
     max_ring_bytes: int = 4 << 30
+    max_pixels: int = MAX_PIXELS
     private: bool = False
 
     def __post_init__(self) -> None:
@@ -70,6 +73,7 @@ class Config:
         _check_number("server.worker_deadline", self.worker_deadline, 0.1, 86400)
         _check_whole("server.max_consumers", self.max_consumers, 1, 65536)
         _check_whole("server.max_ring_bytes", self.max_ring_bytes, 1 << 20, 1 << 50)
+        _check_whole("server.max_pixels", self.max_pixels, 1, 1 << 34)
 
     def slots(self, asked: int | None, slot_bytes: int) -> int:
         """How many slots a ring gets, before looking at the room there is."""
@@ -91,7 +95,7 @@ class Config:
 
 _SERVER_KEYS = (
     "listen", "workers", "roots", "allow_transforms", "lease", "worker_deadline", "max_consumers",
-    "max_ring_bytes",
+    "max_ring_bytes", "max_pixels",
 )  # fmt: skip
 
 

@@ -6,19 +6,22 @@ consumer says or does ends in an answer to it alone.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
 from augproto import segment as segments
 from augproto.errors import AugError, ConfigError, LocalProtocolError, SessionLost
 from augproto.faults import fault_of
 from augproto.messages import (
+    MAX_BAD,
     VERSION,
     AskStatus,
+    Bad,
     Bye,
     Close,
     Define,
@@ -45,6 +48,8 @@ from augserver.dispatcher import Dispatcher
 
 #: Seconds of silence after which a conversation that has opened nothing is forgotten.
 GREETING = 5.0
+#: Bad samples that are remembered; whoever has more of them knows enough.
+MOST_BAD = 10_000
 
 _log = logging.getLogger("augserver.server")
 
@@ -74,6 +79,7 @@ class Consumers:
         self._conversations: dict[bytes, Conversation] = {}
         self._by_stream: dict[int, Conversation] = {}
         self._abandoned: list[Future[ArrayDataset]] = []
+        self._bad: dict[tuple[str, int], Bad] = {}
         self._next_stream = 1
         self._segments_named = 0
         self._name = f"{segments.PREFIX}{os.getuid()}-{os.getpid():x}{secrets.token_hex(3)}"
@@ -139,7 +145,9 @@ class Consumers:
             self._say(conversation, fault_of(error))
             return
         conversation.wish = (wish, spec)
-        conversation.loading = self.datasets.acquire(spec.data)
+        # What the config names is the server's own word; what a consumer names has bounds.
+        own = wish.spec is not None and not self._config.private
+        conversation.loading = self.datasets.acquire(spec, self._config.roots if own else None)
         self.open_loaded()
 
     def open_loaded(self) -> None:
@@ -209,7 +217,23 @@ class Consumers:
             workers_wanted=self._crew.wanted,
             batches=self._dispatcher.batches,
             restarts=self._crew.restarts,
+            bad_samples=len(self._bad),
+            bad=tuple(itertools.islice(self._bad.values(), MAX_BAD)),
         )
+
+    def note_bad(self, stream: int, bad: Iterable[Bad]) -> None:
+        """Remember samples that batches had to do without, each once, and say so."""
+        for sample in bad:
+            conversation = self._by_stream.get(stream)
+            if conversation is None or conversation.ringed is None or len(self._bad) >= MOST_BAD:
+                return
+            key = (conversation.ringed.opened.fingerprint, sample.sample)
+            if key not in self._bad:
+                self._bad[key] = sample
+                # A private server's program is told by its own consumer.
+                if not self._config.private and len(self._bad) <= MAX_BAD:
+                    where = f" ({sample.path})" if sample.path else ""
+                    _log.warning("bad sample %d%s: %s", sample.sample, where, sample.reason)
 
     def definitions(self) -> list[Define]:
         """Of all open streams, for a worker that is new."""

@@ -22,7 +22,7 @@ from augproto.spec import HANDED, Spec
 from augproto.structure import names_to_wire
 from augserver.config import Config
 from augserver.datasets.arrays import ArrayDataset, attach
-from augserver.datasets.store import check_roots
+from augserver.datasets.listing import check_roots
 from augserver.recipe import Recipe
 
 #: With less room than asked for, a ring gets as many slots as fit, but at least these.
@@ -106,6 +106,11 @@ def spec_of(wish: Open, config: Config) -> Spec:
             "(leave address out), not to one that others use"
         )
     check_roots(spec.data, config.roots)
+    if spec.pictures is not None and spec.pictures.max_pixels > config.max_pixels:
+        raise NotAllowed(
+            f"pictures.max_pixels: got {spec.pictures.max_pixels}; this server allows at most "
+            f"{config.max_pixels} (max_pixels)"
+        )
     if function is not None and function not in config.allow_transforms:
         raise NotAllowed(
             f"transforms.function: {function!r:.80} is not in this server's allow_transforms"
@@ -124,6 +129,7 @@ def open_stream(
         NoRoom: Not even the fewest slots fit into shared memory.
     """
     seed = secrets.randbits(32) if spec.seed is None else spec.seed
+    spec = spec.with_classes(dataset.class_names)
     recipe = Recipe(spec, seed, attach(dataset.sources))
     layout = recipe.layout
     segment, slots = _make_ring(layout, config.slots(wish.slots, layout.slot_bytes), name_segment)
@@ -140,6 +146,7 @@ def open_stream(
         shuffle=spec.shuffle,
         seed=seed,
         fingerprint=dataset.fingerprint,
+        class_names=dataset.class_names,
     )
     define = Define(stream, spec.to_wire(), seed, dataset.sources, segment.name, slots)
     return Ringed(opened, define, segment, Ring(segment.map(), layout, slots), dataset)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from augproto.errors import SlotError
-from augproto.messages import Announce, Entry, Fault, Place, Release, Run
+from augproto.messages import Announce, Bad, Entry, Fault, Place, Release, Run
 from augproto.ring import SlotTable
 
 Key = tuple[int, int]
@@ -166,9 +166,18 @@ class Dispatcher:
         return [(stream, self._fault(s, key, message))]
 
     def done(
-        self, worker: int, stream: int, entries: Iterable[Entry], seconds: float
+        self,
+        worker: int,
+        stream: int,
+        entries: Iterable[Entry],
+        seconds: float,
+        bad: Iterable[Bad] = (),
     ) -> Announce | None:
-        """A worker has finished batches; returns what the consumer is to be told."""
+        """A worker has finished batches; returns what the consumer is to be told.
+
+        Args:
+            bad: The samples that they had to do without.
+        """
         entries = tuple(entries)
         s = self._streams.get(stream)
         if s is None:
@@ -194,7 +203,8 @@ class Dispatcher:
         for entry in announced:
             s.slots.lease(entry.slot, entry.sequence)
             s.announced[entry.slot] = (entry[:2], s.number, entry.sequence)
-        return Announce(s.number, tuple(announced))
+        keys = {entry[:2] for entry in announced}
+        return Announce(s.number, tuple(announced), tuple(b for b in bad if b[:2] in keys))
 
     def failed(
         self, worker: int, stream: int, place: Place, *, message: str, sample: int | None,

@@ -102,5 +102,17 @@ def describe(pid: int, status: Status) -> str:
         workers = "no worker processes"
     return (
         f"pid {pid}; streams: {streams}; {workers}, {status.restarts} replaced; "
-        f"{status.consumers} consumers; {status.batches} batches made"
+        f"{status.consumers} consumers; {status.batches} batches made; "
+        f"{status.bad_samples} bad samples"
     )
+
+
+def bad_samples(status: Status) -> list[str]:
+    """The samples that batches had to do without, a line for each."""
+    lines = [
+        f"bad sample {bad.sample}{f' ({bad.path})' if bad.path else ''}: {bad.reason}"
+        for bad in status.bad
+    ]
+    if status.bad_samples > len(status.bad):
+        lines.append(f"... and {status.bad_samples - len(status.bad)} more bad samples")
+    return lines

@@ -17,11 +17,12 @@ import numpy.typing as npt
 
 from augproto.errors import WorkerError
 from augproto.layout import aligned_empty
-from augproto.messages import ArraySpec, Opened
+from augproto.messages import ArraySpec, Bad, Opened
 from augproto.segment import PREFIX
 from augproto.spec import Spec
 from augproto.structure import names_to_wire
 from augserver.datasets.arrays import attach, load
+from augserver.datasets.listing import list_files
 from augserver.functions import resolve
 from augserver.recipe import Recipe
 from augserver.transforms import SampleError
@@ -49,6 +50,10 @@ class Inline:
         function: Callable[[Any], Any] | None,
         fingerprint: str | None,
     ) -> None:
+        if arrays is None and spec.pictures is not None:
+            listing = list_files(spec.data[0], spec.pictures)
+            arrays, fingerprint = listing.arrays, listing.fingerprint
+            spec = spec.with_classes(listing.class_names)
         if arrays is None:
             name = f"{PREFIX}{os.getuid()}-{os.getpid():x}{secrets.token_hex(3)}-inline"
             dataset = load(spec.data, name)
@@ -72,7 +77,9 @@ class Inline:
             shuffle=spec.shuffle,
             seed=seed,
             fingerprint=fingerprint or "",
+            class_names=spec.pictures.class_names if spec.pictures is not None else (),
         )
+        self._bad: dict[tuple[int, int], tuple[Bad, ...]] = {}
 
     def fetch(self, key: tuple[int, int], timeout: float) -> dict[str, Array]:
         """Compute a batch; the timeout cannot be kept, since nothing runs beside the caller."""
@@ -81,19 +88,26 @@ class Inline:
         # A user's function gets its own seeds; the caller's generators must not notice.
         state = (np.random.get_state(), random.getstate()) if self._draws_global else None
         try:
-            self._recipe.fill(*key, arrays)
+            made = self._recipe.fill(*key, arrays)
         except SampleError as error:
             raise WorkerError(
-                f"epoch {key[0]}, step {key[1]}, sample {error.sample}: {error}",
+                f"epoch {key[0]}, step {key[1]}, {error}",
                 epoch=key[0],
                 step=key[1],
                 sample=error.sample,
+                path=error.path,
             ) from error
         finally:
             if state is not None:
                 np.random.set_state(state[0])
                 random.setstate(state[1])
-        return arrays
+        if made.bad:
+            self._bad[key] = tuple(Bad(*key, b.sample, b.path, b.reason) for b in made.bad)
+        return {name: array[: made.samples] for name, array in arrays.items()}
+
+    def bad(self, key: tuple[int, int]) -> tuple[Bad, ...]:
+        """The samples that the batch just fetched had to do without."""
+        return self._bad.pop(key, ())
 
     def close(self) -> None:
         """Nothing is held."""

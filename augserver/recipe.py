@@ -17,22 +17,32 @@ from augproto.errors import AugError, ConfigError
 from augproto.layout import Layout
 from augproto.spec import Spec, Transforms
 from augproto.structure import Structure, leaves, places
+from augserver.datasets.columns import ArrayColumn, Column, Columns, PictureFiles
 from augserver.draws import Draws, draw
+from augserver.policy import Made, Rows
 from augserver.sampling import Sampler
-from augserver.transforms import TransformBatch, build
+from augserver.transforms import SampleError, TransformBatch, build
 from augserver.transforms.resize import resize
 
 Array = npt.NDArray[Any]
+Indexes = npt.NDArray[np.int64]
 Function = Callable[[Array], Array]
+#: Told the index of each sample before it is read or given to a user's function.
+Note = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One array of the batch: its field in the slot, its array in the dataset."""
+    """One array of the batch: its field in the slot, its column in the dataset.
+
+    `transform` is None for what is copied as it is; `same` names another field that this one is
+    equal to (an auto-encoder's target, the finished picture itself).
+    """
 
     field: str
-    array: str
-    transform: TransformBatch | None  # None: copied as it is
+    column: str
+    transform: TransformBatch | None = None
+    same: str | None = None
 
 
 class Recipe:
@@ -59,10 +69,10 @@ class Recipe:
     ) -> None:
         self.spec = spec
         self.seed = seed
-        self._arrays = arrays
+        self._columns = Columns(spec, arrays)
         self._parts: list[_Part] = []
         self.structure: dict[str, Structure[str]] = {}
-        images = self._images()
+        self._pictures = self._picture_columns()
         if function is None and spec.transforms.function is not None:
             function = _absent
         samples: list[tuple[str, npt.DTypeLike, tuple[int, ...]]] = []
@@ -73,45 +83,75 @@ class Recipe:
             fields = places(role, names)
             self.structure[role] = fields
             for field, name in zip(leaves(fields), leaves(names), strict=True):
-                array = self._array(role, name)
-                transform = None
-                dtype, shape = array.dtype, array.shape[1:]
-                if role == "x" and name in images:
-                    shape = self._image_shape(name)
-                    dtype = np.dtype(spec.dtype)
-                    transform = build(
-                        spec.transforms,
-                        data_format=spec.data_format,
-                        dtype=spec.dtype,
-                        function=function,
-                        image_shape=shape,
-                    )
-                self._parts.append(_Part(field, name, transform))
+                part, dtype, shape = self._part(role, field, name, function)
+                self._parts.append(part)
                 samples.append((field, dtype, shape))
-        self.sampler = Sampler.of(spec, self._length(), seed)
+        self.sampler = Sampler.of(spec, self._length(), seed, self._columns.groups)
         # A batch is never larger than an epoch, so neither need a slot be.
         self.layout = Layout.of(min(spec.batch_size, self.sampler.samples), samples)
 
+    def _part(
+        self, role: str, field: str, name: str, function: Function | None
+    ) -> tuple[_Part, np.dtype[Any], tuple[int, ...]]:
+        column = self._column(role, name)
+        if role == "x" and name in self._pictures:
+            shape = self._picture_shape(column)
+            transform = build(
+                self.spec.transforms,
+                data_format=self.spec.data_format,
+                dtype=self.spec.dtype,
+                function=function,
+                image_shape=shape,
+            )
+            return _Part(field, name, transform), np.dtype(self.spec.dtype), shape
+        if isinstance(column, PictureFiles):
+            return _Part(field, name, same="x"), np.dtype(self.spec.dtype), column.shape[1:]
+        return _Part(field, name), column.dtype, column.shape[1:]
+
     def count(self, epoch: int, step: int) -> int:
-        """Samples in a batch."""
+        """Samples in a batch of which none is bad."""
         return len(self.sampler.batch(epoch, step))
 
-    def fill(self, epoch: int, step: int, out: Mapping[str, Array]) -> None:
+    def fill(
+        self, epoch: int, step: int, out: Mapping[str, Array], note: Note | None = None
+    ) -> Made:
         """Write the batch.
 
         Args:
-            out: The layout's fields, each with as many rows as `count` says.
+            out: The layout's fields, each with as many rows as `count` says; a batch that skips
+                samples fills the first ones.
+            note: Is told which sample is at work, as evidence for whoever finds this process dead.
 
         Raises:
-            SampleError: A picture cannot be made; it names the sample.
+            SampleError: A sample cannot be made, and the stream's policy does not go on without
+                it; it names the sample and its file.
         """
-        indexes = self.sampler.batch(epoch, step)
+        rows = Rows(self.sampler, epoch, step, self.spec.bad_samples)
+        read: dict[int, Array] = {}  # of this batch: a new attempt reads no file twice
+        while True:
+            try:
+                self._write(epoch, rows, out, read, note)
+                return rows.made()
+            except SampleError as error:
+                rows.without(error)
+
+    def _write(
+        self,
+        epoch: int,
+        rows: Rows,
+        out: Mapping[str, Array],
+        read: dict[int, Array],
+        note: Note | None,
+    ) -> None:
         draws: dict[tuple[int, int], Draws] = {}
         for part in self._parts:
-            array, target = self._arrays[part.array], out[part.field]
+            target = out[part.field][: len(rows.taken)]
+            column = self._columns.by_name[part.column]
+            if part.same is not None:
+                target[...] = out[part.same][: len(rows.taken)]
+                continue
             if part.transform is None:
-                # "clip" spares numpy a second buffer; the sampler's indexes are in range.
-                np.take(array, indexes, axis=0, out=target, mode="clip")
+                column.take(rows.taken, target)
                 continue
             height, width = _height_width(target.shape[1:], self.spec.data_format)
             if (height, width) not in draws:
@@ -119,40 +159,65 @@ class Recipe:
                     self.spec.transforms,
                     seed=self.seed,
                     epoch=epoch,
-                    indexes=indexes,
+                    indexes=rows.drawn,
                     height=height,
                     width=width,
                 )
-            rows = indexes
-            if array.shape[1:] != target.shape[1:]:
-                array = resize(
-                    array,
-                    indexes,
-                    (height, width),
-                    interpolation=self.spec.interpolation,
-                    data_format=self.spec.data_format,
-                )
-                rows = np.arange(len(indexes))
-            part.transform.transform_batch(array, rows, draws[height, width], target)
+            source, indexes = self._source(column, rows.taken, (height, width), read, note)
+            try:
+                part.transform.transform_batch(source, indexes, draws[height, width], target)
+            except SampleError as error:
+                if indexes is not rows.taken:
+                    error.sample = int(rows.taken[error.sample])
+                error.path = self._columns.path(error.sample)
+                raise
 
-    def _images(self) -> set[str]:
-        """The names of the arrays that are pictures."""
+    def _source(
+        self,
+        column: Column,
+        samples: Indexes,
+        size: tuple[int, int],
+        read: dict[int, Array],
+        note: Note | None,
+    ) -> tuple[Array, Indexes]:
+        """Pictures of the batch's size, and where in them these samples are."""
+        if isinstance(column, PictureFiles):
+            for sample in samples.tolist():
+                if sample not in read:
+                    if note is not None:
+                        note(sample)
+                    read[sample] = column.read(sample)
+            return np.stack([read[s] for s in samples.tolist()]), np.arange(len(samples))
+        assert isinstance(column, ArrayColumn), "pictures are arrays or files"
+        if _height_width(column.shape[1:], self.spec.data_format) == size:
+            return column.array, samples
+        pictures = resize(
+            column.array,
+            samples,
+            size,
+            interpolation=self.spec.interpolation,
+            data_format=self.spec.data_format,
+        )
+        return pictures, np.arange(len(samples))
+
+    def _picture_columns(self) -> set[str]:
+        """The names of the columns that are pictures."""
         spec = self.spec
         if spec.images is not None:
             chosen = list(spec.images)
         else:
             first = next(leaves(spec.x))
-            chosen = [first] if self._array("x", first).ndim == 4 else []
+            chosen = [first] if len(self._column("x", first).shape) == 4 else []
         for name in chosen:
-            array = self._array("images", name)
-            if array.ndim != 4 or array.dtype.kind not in "uif":
+            column = self._column("images", name)
+            if len(column.shape) != 4 or column.dtype.kind not in "uif":
                 raise ConfigError(
-                    f"images: array {name!r} is {array.dtype} of shape {array.shape}; wanted real "
-                    "numbers of shape (samples, height, width, channels)"
+                    f"images: array {name!r} is {column.dtype} of shape {column.shape}; wanted "
+                    "real numbers of shape (samples, height, width, channels)"
                 )
-            if spec.dtype == "uint8" and array.dtype != np.uint8:
+            if spec.dtype == "uint8" and column.dtype != np.uint8:
                 raise ConfigError(
-                    f"dtype: got 'uint8' for array {name!r} of {array.dtype}; wanted 'float32'"
+                    f"dtype: got 'uint8' for array {name!r} of {column.dtype}; wanted 'float32'"
                 )
         if not chosen and (spec.transforms != Transforms() or spec.target_size):
             raise ConfigError(
@@ -161,26 +226,26 @@ class Recipe:
             )
         return set(chosen)
 
-    def _image_shape(self, name: str) -> tuple[int, int, int]:
-        shape = self._arrays[name].shape[1:]
+    def _picture_shape(self, column: Column) -> tuple[int, int, int]:
+        shape = column.shape[1:]
         height, width = self.spec.target_size or _height_width(shape, self.spec.data_format)
         if self.spec.data_format == "channels_first":
             return shape[0], height, width
         return height, width, shape[2]
 
-    def _array(self, role: str, name: str) -> Array:
-        if name not in self._arrays:
+    def _column(self, role: str, name: str) -> Column:
+        columns = self._columns.by_name
+        if name not in columns:
             raise ConfigError(
-                f"{role}: no array {name!r} in the dataset; it has "
-                + ", ".join(map(repr, self._arrays))
+                f"{role}: no array {name!r} in the dataset; it has " + ", ".join(map(repr, columns))
             )
-        array = self._arrays[name]
-        if array.ndim == 0:
+        column = columns[name]
+        if not column.shape:
             raise ConfigError(f"{role}: array {name!r} is a single number; wanted one per sample")
-        return array
+        return column
 
     def _length(self) -> int:
-        lengths = {part.array: len(self._arrays[part.array]) for part in self._parts}
+        lengths = {part.column: self._columns.by_name[part.column].shape[0] for part in self._parts}
         if len(set(lengths.values())) != 1:
             got = ", ".join(f"{name!r} has {length}" for name, length in lengths.items())
             raise ConfigError(f"the arrays differ in length: {got}; wanted one row per sample")

@@ -7,6 +7,7 @@ Nothing is advanced and nothing remembered, so any worker finds any batch of any
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,8 @@ class Sampler:
     """The order of samples and their batches, for one shard of one stream.
 
     Attributes:
-        low, high: The subset [low, high) of the dataset that the stream reads.
+        low, high: The subset [low, high) of the dataset that the stream reads, or of `members`.
+        members: int64, rising: the samples of a subset that is no such range; None for all.
         batch_size: Samples in a batch.
         shuffle: A new order every epoch; otherwise the dataset's own.
         seed: 64 bits.
@@ -39,6 +41,7 @@ class Sampler:
     seed: int
     shard: tuple[int, int] = (0, 1)
     drop_remainder: bool = False
+    members: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
     _orders: dict[int, NDArray[np.int64]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -52,22 +55,24 @@ class Sampler:
             )
 
     @classmethod
-    def of(cls, spec: Spec, length: int, seed: int) -> Sampler:
+    def of(cls, spec: Spec, length: int, seed: int, groups: NDArray[Any] | None = None) -> Sampler:
         """The sampler of a stream.
 
         Args:
             spec: The stream.
             length: Samples in its dataset.
             seed: The seed in force (the spec's own, or the one drawn for it).
+            groups: The class of each sample, where a subset is a share of each class.
 
         Raises:
             ConfigError: Subset, shard and batch size leave not a single batch.
         """
-        # Keras's rule for arrays: validation is the FIRST share, rounded down.
-        split = int(length * spec.validation_split)
-        low, high = {
-            None: (0, length), "validation": (0, split), "training": (split, length),
-        }[spec.subset]  # fmt: skip
+        members = None
+        if groups is not None and spec.subset is not None:
+            members = _share(groups, spec.validation_split, spec.subset)
+            low, high = 0, len(members)
+        else:
+            low, high = _range(length, spec.validation_split, spec.subset)
         return cls(
             low=low,
             high=high,
@@ -76,6 +81,7 @@ class Sampler:
             seed=seed,
             shard=spec.shard,
             drop_remainder=spec.drop_remainder,
+            members=members,
         )
 
     @property
@@ -112,8 +118,18 @@ class Sampler:
             raise IndexError(f"step {step} asked for; an epoch has steps 0 to {self.steps - 1}")
         return self.order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
 
+    def after(self, sample: int, distance: int) -> int:
+        """The sample that many places after one in the subset's own order, round and round."""
+        count = self.high - self.low
+        if self.members is None:
+            return self.low + (sample - self.low + distance) % count
+        place = int(np.searchsorted(self.members, sample))
+        return int(self.members[(place + distance) % count])
+
     def _compute(self, epoch: int) -> NDArray[np.int64]:
         order = np.arange(self.low, self.high, dtype=np.int64)
+        if self.members is not None:
+            order = self.members[self.low : self.high]
         if self.shuffle:
             order = order[np.argsort(self._keys(epoch), kind="stable")]
         # A copy, so that a shard does not hold the whole epoch in memory.
@@ -138,3 +154,20 @@ class Sampler:
             counter=np.array([0, 0, epoch, 0], np.uint64),
         )
         return np.asarray(generator.random_raw(self.high - self.low), np.uint64)
+
+
+def _range(length: int, split: float, subset: str | None) -> tuple[int, int]:
+    """Keras's rule for arrays: validation is the FIRST share, rounded down."""
+    first = int(length * split)
+    return {None: (0, length), "validation": (0, first), "training": (first, length)}[subset]
+
+
+def _share(groups: NDArray[Any], split: float, subset: str) -> NDArray[np.int64]:
+    """Keras's rule for folders: the first share of each class (`DirectoryIterator`)."""
+    order = np.argsort(groups, kind="stable")
+    _, starts, counts = np.unique(groups[order], return_index=True, return_counts=True)
+    shares = [
+        order[start:][slice(*_range(count, split, subset))]
+        for start, count in zip(starts.tolist(), counts.tolist(), strict=True)
+    ]
+    return np.sort(np.concatenate(shares)).astype(np.int64)

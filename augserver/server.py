@@ -202,9 +202,10 @@ class Server:
                 self._dispatcher.join(worker)
             case Done():
                 announce = self._dispatcher.done(
-                    worker, message.stream, message.entries, message.seconds
+                    worker, message.stream, message.entries, message.seconds, message.bad
                 )
                 self._progress(worker)
+                self._consumers.note_bad(message.stream, message.bad)
                 self._consumers.tell(message.stream, announce)
             case Failed():
                 fault = self._dispatcher.failed(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from augproto.messages import (
     MAX_PIPE_BYTES,
     MAX_TEXT,
     Assign,
+    Bad,
     Define,
     Done,
     Entry,
@@ -38,6 +39,10 @@ from augserver.datasets import arrays
 from augserver.functions import resolve
 from augserver.recipe import Recipe
 from augserver.transforms import SampleError
+
+#: Bad samples of one batch that are reported, and characters of each reason: a frame has bounds.
+MAX_REPORTED = 1000
+MAX_REASON = 500
 
 
 class Channel(Protocol):
@@ -119,6 +124,7 @@ class Worker:
     def _make(self, message: Assign) -> None:
         work = self._streams.get(message.stream)
         entries: list[Entry] = []
+        bad: list[Bad] = []
         started = time.perf_counter()
         for place in message.places:
             try:
@@ -126,32 +132,38 @@ class Worker:
                     raise AugError(f"stream {message.stream} was never defined here")
                 if isinstance(work, Exception):
                     raise work
-                entries.append(_fill(work, message.stream, place))
+                entry, without = _fill(work, message.stream, place)
+                entries.append(entry)
+                bad += without
             except BaseException as error:  # also a function's sys.exit()
                 self._channel.send(_failure(message.stream, place, error))
         if entries:
             seconds = time.perf_counter() - started
-            self._channel.send(Done(message.stream, tuple(entries), seconds))
+            self._channel.send(Done(message.stream, tuple(entries), seconds, tuple(bad)))
 
 
-def _fill(work: _Work, stream: int, place: Place) -> Entry:
+def _fill(work: _Work, stream: int, place: Place) -> tuple[Entry, list[Bad]]:
     recipe, ring = work.recipe, work.ring
     samples = recipe.count(place.epoch, place.step)
     header = Header(stream, place.epoch, place.step, place.sequence, samples)
     memory = ring.claim(place.slot, header)
-    recipe.fill(place.epoch, place.step, recipe.layout.arrays(memory, samples))
-    ring.commit(place.slot, header)
-    return Entry(*place, samples)
+    made = recipe.fill(place.epoch, place.step, recipe.layout.arrays(memory, samples))
+    ring.commit(place.slot, replace(header, count=made.samples))
+    bad = [
+        Bad(place.epoch, place.step, b.sample, _sendable(b.path), _sendable(b.reason)[:MAX_REASON])
+        for b in made.bad[:MAX_REPORTED]
+    ]
+    return Entry(*place, made.samples), bad
 
 
 def _failure(stream: int, place: Place, error: BaseException) -> Failed:
-    sample = error.sample if isinstance(error, SampleError) else None
     where = f"epoch {place.epoch}, step {place.step}"
-    if sample is not None:
-        where += f", sample {sample}"
-    text = "".join(traceback.format_exception(error))
-    message = f"{where}: {type(error).__name__}: {error}"
-    return Failed(stream, place, _sendable(message)[:MAX_TEXT], sample, _sendable(text)[-MAX_TEXT:])
+    text = _sendable("".join(traceback.format_exception(error)))[-MAX_TEXT:]
+    if isinstance(error, SampleError):
+        message = _sendable(f"{where}, {error}")[:MAX_TEXT]
+        return Failed(stream, place, message, error.sample, text, _sendable(error.path))
+    message = _sendable(f"{where}: {type(error).__name__}: {error}")[:MAX_TEXT]
+    return Failed(stream, place, message, None, text)
 
 
 def _sendable(text: str) -> str:

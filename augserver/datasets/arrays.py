@@ -34,6 +34,7 @@ class ArrayDataset:
         sources: One for each array, in files that stay as they are while the dataset lives.
         fingerprint: Digest of names, dtypes, shapes and contents (files that are mapped in place:
             path, size and time instead of contents). Part of a stream's identity.
+        class_names: Of a dataset of files, by number.
         segment: The memory that the server holds for it, if any.
         users: How many need it.
         handed: Whether a client gave it, so that its users are the client's offers.
@@ -41,6 +42,7 @@ class ArrayDataset:
 
     sources: tuple[Source, ...]
     fingerprint: str
+    class_names: tuple[str, ...] = ()
     segment: Segment | None = None
     users: int = 0
     handed: bool = False
@@ -70,7 +72,19 @@ def reserve(name: str, arrays: Sequence[ArraySpec], segment_name: str) -> ArrayD
     """
     path = str(HOME / segment_name)
     sources, size = places(arrays, path)
-    return ArrayDataset(sources, name, Segment(segment_name, size))
+    return ArrayDataset(sources, name, segment=Segment(segment_name, size))
+
+
+def hold(name: str, arrays: dict[str, Array], segment_name: str) -> ArrayDataset:
+    """Put arrays into memory that all workers share.
+
+    Raises:
+        NoRoom: They do not fit.
+    """
+    specs = [ArraySpec(n, a.dtype.str, a.shape) for n, a in arrays.items()]
+    dataset = reserve(name, specs, segment_name)
+    write(dataset.sources, arrays)
+    return dataset
 
 
 def load(paths: Sequence[str], segment_name: str) -> ArrayDataset:
@@ -116,9 +130,7 @@ def load(paths: Sequence[str], segment_name: str) -> ArrayDataset:
     digest.update(fingerprint(unpacked).encode())
     if not unpacked:
         return ArrayDataset(tuple(mapped), digest.hexdigest())
-    specs = [ArraySpec(name, a.dtype.str, a.shape) for name, a in unpacked.items()]
-    dataset = reserve(digest.hexdigest(), specs, segment_name)
-    write(dataset.sources, unpacked)
+    dataset = hold(digest.hexdigest(), unpacked, segment_name)
     dataset.sources += tuple(mapped)
     return dataset
 

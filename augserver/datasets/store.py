@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from augproto.errors import ConfigError, NotAllowed
+from augproto.errors import ConfigError
 from augproto.messages import ArraySpec
-from augproto.spec import HANDED
-from augserver.datasets.arrays import ArrayDataset, load, reserve
+from augproto.pictures import Pictures
+from augproto.spec import HANDED, Spec
+from augserver.datasets.arrays import ArrayDataset, hold, load, reserve
+from augserver.datasets.listing import list_files
 
 
 class DatasetStore:
@@ -32,14 +34,21 @@ class DatasetStore:
         # Unpacking a large file takes seconds; the server's loop must not stand still meanwhile.
         self._loader = ThreadPoolExecutor(1, "augserver-loader")
 
-    def acquire(self, data: Sequence[str]) -> Future[ArrayDataset]:
-        """Become a user of the dataset; it may still have to be loaded.
+    def acquire(self, spec: Spec, roots: Sequence[str] | None = None) -> Future[ArrayDataset]:
+        """Become a user of a stream's dataset; it may still have to be loaded.
 
         Files are the same dataset as long as their sizes and times are.
+
+        Args:
+            spec: The stream.
+            roots: Folders below which everything that is listed must lie; None for any.
         """
         ready: Future[ArrayDataset] = Future()
-        key = tuple(data)
-        if not any(path.startswith(HANDED) for path in key):
+        key = spec.data
+        handed = any(path.startswith(HANDED) for path in key)
+        if spec.pictures is not None and not handed:
+            return self._submit(self._list, spec.data[0], spec.pictures, roots)
+        if not handed:
             try:
                 stats = [os.stat(path) for path in key]
             except OSError as error:
@@ -54,10 +63,27 @@ class DatasetStore:
         if key[0].startswith(HANDED):
             ready.set_exception(ConfigError(f"data: no arrays {key[0]!r:.80} were handed over"))
             return ready
-        loading = self._loader.submit(self._load, key, tuple(data))
+        return self._submit(self._load, key, spec.data)
+
+    def _submit(
+        self, load: Callable[..., ArrayDataset], *arguments: object
+    ) -> Future[ArrayDataset]:
+        loading = self._loader.submit(load, *arguments)
         # Not at the end of `_load`: whoever is woken there finds the future not done yet.
         loading.add_done_callback(lambda _: self._loaded())
         return loading
+
+    def _list(self, path: str, pictures: Pictures, roots: Sequence[str] | None) -> ArrayDataset:
+        # Only a new walk tells whether a folder is what it was; the same list is held once.
+        listing = list_files(path, pictures, roots)
+        key = ("files", listing.fingerprint)
+        dataset = self._datasets.get(key)
+        if dataset is None:
+            dataset = hold(listing.fingerprint, listing.arrays, self._name_segment())
+            dataset.class_names = listing.class_names
+            self._datasets[key] = dataset
+        dataset.users += 1
+        return dataset
 
     def _load(self, key: tuple[str, ...], paths: tuple[str, ...]) -> ArrayDataset:
         dataset = self._datasets.get(key)
@@ -105,15 +131,3 @@ class DatasetStore:
         self._loader.shutdown(wait=False, cancel_futures=True)
         for dataset in [*self._datasets.values(), *self._filling.values()]:
             dataset.close()
-
-
-def check_roots(data: Sequence[str], roots: Sequence[str]) -> None:
-    """Refuse a consumer's paths outside the allowed folders, also through links and `..`."""
-    for path in data:
-        real = os.path.realpath(path)
-        if not any(
-            os.path.commonpath([real, os.path.realpath(root)]) == os.path.realpath(root)
-            for root in roots
-        ):
-            allowed = ", ".join(roots) or "none (the server's config names no roots)"
-            raise NotAllowed(f"data: {path!r} is not below a folder this server allows: {allowed}")

@@ -17,14 +17,21 @@ class SampleError(AugError):
 
     Attributes:
         sample: Its index in the dataset.
+        path: Of its file; empty where it has none.
+        final: The reason is none of the sample's own (no memory, a file that was changed), so
+            another try may give another result, and no policy may go on without the sample.
     """
 
-    def __init__(self, sample: int, message: str) -> None:
-        super().__init__(sample, message)
+    def __init__(self, sample: int, message: str, path: str = "", *, final: bool = False) -> None:
+        super().__init__(sample, message, path)
         self.sample = sample
+        self.message = message
+        self.path = path
+        self.final = final
 
     def __str__(self) -> str:
-        return f"sample {self.sample}: {self.args[1]}"
+        where = f" ({self.path})" if self.path else ""
+        return f"sample {self.sample}{where}: {self.message}"
 
 
 def seed_globals(words: NDArray[np.uint32]) -> None:
@@ -68,7 +75,9 @@ class UserFunction:
             result = np.asarray(self._function(picture))
         except Exception as error:
             raise SampleError(
-                sample, f"function {self._name!r} raised {type(error).__name__}: {error}"
+                sample,
+                f"function {self._name!r} raised {type(error).__name__}: {error}",
+                final=isinstance(error, MemoryError),
             ) from error
         if result.shape != shape or result.dtype.kind not in "biuf":
             raise SampleError(

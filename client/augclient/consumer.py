@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import operator
 import os
 import threading
@@ -16,10 +18,11 @@ import numpy.typing as npt
 from augclient.demand import Key
 from augclient.link import Link
 from augclient.local import PrivateServer, private_server
-from augclient.request import Request, SpecOptions, request
+from augclient.report import Report
+from augclient.request import Paths, Request, SpecOptions, request
 from augproto.errors import ConfigError
 from augproto.fingerprint import fingerprint
-from augproto.messages import Open, Opened
+from augproto.messages import Bad, Open, Opened
 from augproto.ring import MAX_SLOTS, MIN_SLOTS
 from augproto.spec import HANDED
 from augproto.structure import Structure, names_from_wire, rebuild
@@ -34,6 +37,9 @@ TIMEOUT = 60.0
 ADDRESS_VARIABLE = "AUGSERVER_ADDRESS"
 #: The number of a private server's workers, for every consumer that gives none itself.
 WORKERS_VARIABLE = "AUGSERVER_WORKERS"
+
+
+_log = logging.getLogger("augclient.consumer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,9 @@ class Source(Protocol):
     def fetch(self, key: Key, timeout: float) -> dict[str, Array]:
         """The arrays of a batch, by field."""
 
+    def bad(self, key: Key) -> tuple[Bad, ...]:
+        """The samples that a batch just fetched had to do without."""
+
     def close(self) -> None:
         """Let go of everything."""
 
@@ -104,7 +113,10 @@ class Consumer:
 
     Args:
         x, y, sample_weight: Arrays, or a tuple or dict of them; with `data`, their names.
-        data: Files (.npz, .npy) on the server's side that hold the arrays.
+        data: Files (.npz, .npy) on the server's side that hold the arrays. With `pictures`, a
+            folder there of picture files, or a .csv that lists them: x and y stay out.
+        files: Paths of picture files, one for each row of y and sample_weight, if there are any
+            (a private server only).
         stream: The name of a stream in the server's augserver.toml, instead of all of these.
         address: A server's address. Without one (and without the environment variable
             AUGSERVER_ADDRESS) a private server is started, which ends with this program and is
@@ -128,7 +140,8 @@ class Consumer:
         y: object = None,
         sample_weight: object = None,
         *,
-        data: str | Sequence[str] | None = None,
+        data: Paths | None = None,
+        files: Sequence[str | os.PathLike[str]] | None = None,
         stream: str | None = None,
         address: str | None = None,
         workers: int | None = None,
@@ -137,7 +150,9 @@ class Consumer:
         writable: bool = False,
         **options: Unpack[SpecOptions],
     ) -> None:
-        wanted = request(x, y, sample_weight, data=data, stream=stream, options=options)
+        wanted = request(
+            x, y, sample_weight, data=data, files=files, stream=stream, options=options
+        )
         address = address or os.environ.get(ADDRESS_VARIABLE)
         if workers is None and os.environ.get(WORKERS_VARIABLE):
             workers = _environment_workers()
@@ -169,6 +184,8 @@ class Consumer:
         self.seed: int = opened.seed  #: the seed in force, also where the server drew it
         self.slots: int = opened.slots  #: of the ring; 0 without one
         self.fingerprint: str = opened.fingerprint  #: of the dataset
+        self.class_names: tuple[str, ...] = opened.class_names  #: of a dataset of files
+        self._report = Report(opened.steps)
 
     @property
     def leased(self) -> int:
@@ -195,6 +212,9 @@ class Consumer:
             )
         seconds = self.timeout if timeout is None else _checked_timeout(timeout)
         arrays = self._source.fetch((epoch, step), seconds)
+        told = self._report.handed(epoch, step, self._source.bad((epoch, step)))
+        if told is not None:
+            _log.warning("%s", told)
 
         def part(role: str) -> Structure[Array] | None:
             names = self._structure.get(role)
@@ -202,6 +222,14 @@ class Consumer:
 
         x = cast(Structure[Array], part("x"))
         return Batch(epoch, step, x, part("y"), part("sample_weight"))
+
+    def bad_samples(self, epoch: int) -> tuple[Bad, ...]:
+        """The samples that the batches of an epoch, as far as they have been handed out, had to do
+        without (bad_samples="skip" or "substitute"): epoch, step, sample, path, reason.
+
+        Kept for two epochs. When an epoch ends they are logged as well.
+        """
+        return self._report.bad_samples(epoch)
 
     def epoch(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
         """The batches of one epoch in order, from step `first` on."""
@@ -269,6 +297,7 @@ def _private(
         raise ConfigError(
             f"stream={wanted.stream!r} is a name in a server's config: say which server (address=)"
         )
+    wanted = _absolute(wanted)
     server = private_server(workers)
     give_up = _hand_over(server, wanted)
     try:
@@ -277,6 +306,15 @@ def _private(
         give_up()
         raise
     return link, give_up
+
+
+def _absolute(wanted: Request) -> Request:
+    """Paths of this program, whose folder may be another by the time that a server looks."""
+    spec = wanted.spec
+    if spec is None or spec.data[0].startswith(HANDED):
+        return wanted
+    paths = tuple(os.path.abspath(os.path.expanduser(path)) for path in spec.data)
+    return dataclasses.replace(wanted, spec=dataclasses.replace(spec, data=paths))
 
 
 def _hand_over(server: PrivateServer, wanted: Request) -> Any:
@@ -303,6 +341,7 @@ def _inline(wanted: Request) -> Source:
         ) from error
     if wanted.spec is None:
         raise ConfigError("stream= is a name in a server's config: say which server (address=)")
+    wanted = _absolute(wanted)
     arrays = wanted.arrays or None
     mark = fingerprint(wanted.arrays) if arrays else None
     return cast(Source, inline.Inline(wanted.spec, arrays, wanted.function, mark))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from augproto.messages import Entry, Fault, Release, Run
+from augproto.messages import Bad, Entry, Fault, Release, Run
 
 Key = tuple[int, int]
 
@@ -32,6 +32,7 @@ class Demand:
         self._expected: Key = (0, 0)
         self.ready: dict[Key, Entry] = {}
         self.faults: dict[Key, Fault] = {}
+        self.bad: dict[Key, tuple[Bad, ...]] = {}  #: samples that a batch had to do without
         self.seen = 0  #: number of the last announcement or fault received
         self._outstanding: set[Key] = set()
 
@@ -53,7 +54,9 @@ class Demand:
             self._current = None
         return entry
 
-    def announced(self, number: int, entries: Iterable[Entry]) -> list[Release]:
+    def announced(
+        self, number: int, entries: Iterable[Entry], bad: Iterable[Bad] = ()
+    ) -> list[Release]:
         """The server has made these; returns the slots of any that were here already."""
         self.seen = number
         twice = []
@@ -63,6 +66,10 @@ class Demand:
                 twice.append(Release(before.slot, before.sequence))
             self.ready[entry[:2]] = entry
             self._outstanding.discard(entry[:2])
+            self.bad.pop(entry[:2], None)  # of an earlier making of the same batch
+        for sample in bad:
+            key = (sample.epoch, sample.step)
+            self.bad[key] = (*self.bad.get(key, ()), sample)
         return twice
 
     def failed(self, fault: Fault) -> None:
@@ -84,6 +91,8 @@ class Demand:
             kept = sorted(key for key in self.ready if self._position(key) in wanted)
             while kept and len(kept) + leased >= self._slots:
                 gone.append(kept.pop())
+        for key in gone:
+            self.bad.pop(key, None)
         return [Release(self.ready[key].slot, self.ready.pop(key).sequence) for key in gone]
 
     def runs(self) -> tuple[Run, ...]:

@@ -38,6 +38,7 @@ from augproto.messages import (
     MAX_FRAME_BYTES,
     VERSION,
     Announce,
+    Bad,
     Bye,
     Close,
     Fault,
@@ -121,6 +122,10 @@ class Link:
         """What the server said of the stream."""
         assert self._attachment is not None
         return self._attachment.opened
+
+    def bad(self, key: Key) -> tuple[Bad, ...]:
+        """The samples that a batch just fetched had to do without."""
+        return self._demand.bad.pop(key, ()) if self._demand is not None else ()
 
     @property
     def leased(self) -> int:
@@ -301,7 +306,7 @@ class Link:
             case Opened():
                 self._attach(message)
             case Announce() if self._demand is not None and self._attachment is not None:
-                for release in self._demand.announced(message.number, message.entries):
+                for release in self._demand.announced(message.number, message.entries, message.bad):
                     self._attachment.returns.drop(release)
             case Fault() if message.number and self._demand is not None:
                 self._demand.failed(message)

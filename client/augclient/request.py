@@ -18,12 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from augproto.errors import ConfigError
+from augproto.files import File, pack
 from augproto.fingerprint import fingerprint
 from augproto.messages import MAX_FUNCTION_BYTES, Function
+from augproto.pictures import Pictures
 from augproto.spec import HANDED, Spec, Transforms
 from augproto.structure import Structure, leaves, places, rebuild
 
 Array = npt.NDArray[Any]
+#: One path on the server's side, or several.
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 PictureFunction = Callable[[Any], Any]
 
 ROLES = ("x", "y", "sample_weight")
@@ -50,6 +54,8 @@ class SpecOptions(TypedDict, total=False):
     interpolation: str
     data_format: str
     dtype: str
+    pictures: Pictures | Mapping[str, object]
+    bad_samples: str
     transforms: Transforms | Mapping[str, object]
     function: PictureFunction | str | None
 
@@ -77,7 +83,8 @@ def request(
     y: object,
     sample_weight: object,
     *,
-    data: str | Sequence[str] | None,
+    data: Paths | None,
+    files: Sequence[str | os.PathLike[str]] | None = None,
     stream: str | None,
     options: SpecOptions,
 ) -> Request:
@@ -85,7 +92,8 @@ def request(
 
     Args:
         x, y, sample_weight: Arrays (or a tuple or dict of them); with `data`, their names.
-        data: Files on the server that hold the arrays.
+        data: Files on the server that hold the arrays, or with `pictures` a folder or a .csv.
+        files: Paths of picture files of this machine.
         stream: The name of a stream in the server's config, instead of all these.
 
     Raises:
@@ -94,28 +102,61 @@ def request(
     fields = dict(options)
     function = fields.pop("function", None)
     if stream is not None:
-        if data is not None or any(v is not None for v in (x, y, sample_weight)) or function:
+        if function or any(v is not None for v in (data, files, x, y, sample_weight)):
             raise ConfigError(
                 f"stream={stream!r} names a stream of the server's config, which has its own data "
-                "and transforms; leave x, y, sample_weight, data and function out"
+                "and transforms; leave x, y, sample_weight, data, files and function out"
             )
         return Request(stream=stream, changes=_plain(fields))
-    if x is None:
-        raise ConfigError("x: got None; wanted arrays, or names of arrays together with data=")
+    if files is not None:
+        if x is not None or data is not None:
+            raise ConfigError("files: got x or data beside it; wanted the pictures once")
+        given_pictures = fields.get("pictures", {})
+        if isinstance(given_pictures, Mapping):  # such files have no classes of their own
+            fields["pictures"] = {"label_mode": "none", **given_pictures}
+    elif x is None and (data is None or "pictures" not in fields):
+        raise ConfigError(
+            "x: got None; wanted arrays, names of arrays together with data=, or pictures= "
+            "together with data= (a folder or a .csv) or files="
+        )
     given = {role: _tupled(v) for role, v in zip(ROLES, (x, y, sample_weight), strict=True)}
     named = {role: value for role, value in given.items() if value is not None}
     arrays: dict[str, Array] = {}
+    if files is not None:
+        arrays |= _stat(files)
     if data is None:
         named = {role: _take(role, value, arrays) for role, value in named.items()}
         names: Sequence[str] | str = (f"{HANDED}{fingerprint(arrays)}",)
         if "images" in fields and fields["images"] is not None:
             fields["images"] = _image_names(fields["images"])
     else:
-        names = data
+        names = _paths(data)
     code, fields["transforms"] = _with_function(fields.get("transforms", Transforms()), function)
     spec = Spec.from_wire(fields | named | {"data": names})
     own = function if callable(function) else None
     return Request(spec=spec, arrays=arrays, function=own, code=code)
+
+
+def _paths(data: Paths) -> list[str]:
+    several = [data] if isinstance(data, (str, os.PathLike)) else data
+    if not isinstance(several, Sequence):
+        raise ConfigError(f"data: got {data!r:.80}; wanted a path, or a list of paths")
+    return [os.fspath(path) for path in several]
+
+
+def _stat(files: Sequence[str | os.PathLike[str]]) -> dict[str, Array]:
+    """The files as the arrays that are handed over, with their sizes and times as they are now."""
+    if isinstance(files, (str, bytes, os.PathLike)) or not len(files):
+        raise ConfigError(f"files: got {files!r:.80}; wanted a list of at least one path")
+    listed = []
+    for path in files:
+        try:
+            absolute = os.path.abspath(os.fspath(path))
+            status = os.stat(absolute)
+        except (OSError, TypeError, ValueError) as error:
+            raise ConfigError(f"files: {path!r:.200}: {error}; wanted paths of files") from error
+        listed.append(File(absolute, status.st_size, status.st_mtime_ns))
+    return pack(listed)
 
 
 def _tupled(value: object) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Unpack
@@ -10,7 +11,7 @@ import keras
 
 from augclient.consumer import TIMEOUT, Batch, Consumer
 from augclient.passes import Passes
-from augclient.request import SpecOptions
+from augclient.request import Paths, SpecOptions
 from augproto.structure import Structure, rebuild
 
 
@@ -43,7 +44,8 @@ class AugSequence(keras.utils.PyDataset):  # type: ignore[misc] # keras carries 
         y: object = None,
         sample_weight: object = None,
         *,
-        data: str | Sequence[str] | None = None,
+        data: Paths | None = None,
+        files: Sequence[str | os.PathLike[str]] | None = None,
         stream: str | None = None,
         address: str | None = None,
         workers: int | None = None,
@@ -64,6 +66,7 @@ class AugSequence(keras.utils.PyDataset):  # type: ignore[misc] # keras carries 
             y,
             sample_weight,
             data=data,
+            files=files,
             stream=stream,
             address=address,
             workers=workers,

@@ -132,7 +132,8 @@ class Open:
 class Opened:
     """Server: the stream is there; its slots are in `segment`.
 
-    `structure` maps x, y, sample_weight to the names of the arrays in the layout.
+    `structure` maps x, y, sample_weight to the names of the arrays in the layout. `class_names`
+    are the classes of a dataset of files, by number.
     """
 
     stream: int
@@ -146,6 +147,7 @@ class Opened:
     shuffle: bool
     seed: int
     fingerprint: str
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a stream is made of: which arrays, in which batches, through which transforms.
+"""What a stream is made of: which arrays or files, in which batches, through which transforms.
 
 A `Spec` is a value. It comes from a client's arguments, from the wire, or from augserver.toml, and
 all three doors lead through the same checks: whatever passes can be served, whatever does not is
@@ -8,17 +8,16 @@ refused by name with the value that was got and the values that are wanted.
 from __future__ import annotations
 
 import dataclasses
-import math
-import reprlib
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from augproto import checks
 from augproto.errors import ConfigError
+from augproto.pictures import Pictures
 from augproto.structure import Structure, leaves, names_from_wire, names_to_wire
 
 FILL_MODES = ("constant", "nearest", "reflect", "wrap")
@@ -26,6 +25,11 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "hamming", "box", "lanczos")
 DATA_FORMATS = ("channels_last", "channels_first")
 DTYPES = ("float32", "float64", "uint8")
 SUBSETS = ("training", "validation")
+POLICIES = ("raise", "skip", "substitute")
+
+#: What the columns of a dataset of files are called: its pictures, and its labels if it has any.
+PICTURE = "picture"
+LABEL = "label"
 
 #: The name of what a private server's client has handed over (arrays, a function) starts so.
 HANDED = "handed:"
@@ -35,56 +39,6 @@ MAX_SEED = 2**64 - 1
 MAX_BATCH = 1 << 20
 #: Statistics as large as a picture of 1024 x 1024 x 3 in float32: 12 MiB would not fit a frame.
 MAX_STATISTIC_BYTES = 2 << 20
-
-
-def _refuse(field: str, got: object, wanted: str) -> ConfigError:
-    return ConfigError(f"{field}: got {reprlib.repr(got)}; wanted {wanted}")
-
-
-def _number(field: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise _refuse(field, value, "a number")
-    beyond = isinstance(value, int) and abs(value) > sys.float_info.max
-    if beyond or not math.isfinite(value):
-        raise _refuse(field, value, "a finite number")
-    return float(value)
-
-
-def _flag(field: str, value: object) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise _refuse(field, value, "true or false")
-    return bool(value)
-
-
-def _choice(field: str, value: object, allowed: tuple[Any, ...]) -> Any:
-    if isinstance(value, bool) or value not in allowed:
-        raise _refuse(field, value, "one of " + ", ".join(map(repr, allowed)))
-    return value
-
-
-def _whole(field: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise _refuse(field, value, f"a whole number from {low} to {high}")
-    if not low <= value <= high:
-        raise _refuse(field, value, f"a whole number from {low} to {high}")
-    return int(value)
-
-
-def _pair(field: str, value: object, wanted: str) -> tuple[object, object]:
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise _refuse(field, value, wanted)
-    return value[0], value[1]
-
-
-def _known(cls: type, wire: object, where: str) -> dict[str, Any]:
-    if not isinstance(wire, Mapping):
-        raise _refuse(where, wire, "a map of fields")
-    names = [field.name for field in dataclasses.fields(cls)]
-    for key in wire:
-        if key not in names:
-            known = ", ".join(names)
-            raise ConfigError(f"{where}: unknown field {key!r:.80}; the fields are {known}")
-    return dict(wire)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,18 +58,18 @@ class Statistic:
         if isinstance(value, Statistic):
             return value
         if isinstance(value, Mapping):  # the wire's form
-            known = _known(cls, value, field)
+            known = checks.fields(cls, value, field)
             try:
                 array = np.frombuffer(known["data"], np.dtype(known["dtype"]))
                 return cls.of(field, array.reshape([int(n) for n in known["shape"]]))
             except (KeyError, TypeError, ValueError, OverflowError, SyntaxError) as error:
-                raise _refuse(field, value, "a map of dtype, shape and data") from error
+                raise checks.refuse(field, value, "a map of dtype, shape and data") from error
         try:
             array = np.asarray(value)
             if array.dtype not in (np.float32, np.float64):
                 array = array.astype(np.float64)
         except (TypeError, ValueError) as error:
-            raise _refuse(field, value, "numbers that broadcast over a picture") from error
+            raise checks.refuse(field, value, "numbers that broadcast over a picture") from error
         if array.nbytes > MAX_STATISTIC_BYTES or array.ndim > 4 or not np.isfinite(array).all():
             raise ConfigError(
                 f"{field}: got {array.nbytes} bytes of shape {array.shape}; wanted finite numbers "
@@ -186,31 +140,33 @@ class Transforms:
         for name in (
             "rotation_range", "shear_range", "channel_shift_range", "cval", "offset",
         ):  # fmt: skip
-            put(self, name, _number(f"transforms.{name}", getattr(self, name)))
+            put(self, name, checks.number(f"transforms.{name}", getattr(self, name)))
         for name in ("width_shift_range", "height_shift_range"):
             put(self, name, self._shift(name))
         for name in (
             "horizontal_flip", "vertical_flip", "samplewise_center", "samplewise_std_normalization",
         ):  # fmt: skip
-            put(self, name, _flag(f"transforms.{name}", getattr(self, name)))
+            put(self, name, checks.flag(f"transforms.{name}", getattr(self, name)))
         if self.samplewise_std_normalization:
             put(self, "samplewise_center", True)  # as Keras's constructor does
         put(self, "zoom_range", self._zoom())
         if self.brightness_range is not None:
             wanted = "two factors (low, high), 0 <= low <= high"
-            pair = _pair("transforms.brightness_range", self.brightness_range, wanted)
-            low, high = (_number("transforms.brightness_range", v) for v in pair)
+            pair = checks.pair("transforms.brightness_range", self.brightness_range, wanted)
+            low, high = (checks.number("transforms.brightness_range", v) for v in pair)
             if not 0 <= low <= high:
-                raise _refuse("transforms.brightness_range", self.brightness_range, wanted)
+                raise checks.refuse("transforms.brightness_range", self.brightness_range, wanted)
             put(self, "brightness_range", (low, high))
-        _choice("transforms.fill_mode", self.fill_mode, FILL_MODES)
-        _choice("transforms.interpolation_order", self.interpolation_order, (0, 1))
+        checks.choice("transforms.fill_mode", self.fill_mode, FILL_MODES)
+        checks.choice("transforms.interpolation_order", self.interpolation_order, (0, 1))
         if self.rescale is not None:
-            put(self, "rescale", _number("transforms.rescale", self.rescale))
+            put(self, "rescale", checks.number("transforms.rescale", self.rescale))
         if self.function is not None and not (
             isinstance(self.function, str) and 0 < len(self.function) <= 512
         ):
-            raise _refuse("transforms.function", self.function, "a name like 'package.module:name'")
+            raise checks.refuse(
+                "transforms.function", self.function, "a name like 'package.module:name'"
+            )
         for name in ("featurewise_mean", "featurewise_std"):
             value = getattr(self, name)
             if value is not None:
@@ -220,18 +176,18 @@ class Transforms:
         field, value = f"transforms.{name}", getattr(self, name)
         if isinstance(value, (tuple, list, np.ndarray)):
             if not 0 < len(value) <= 65536:
-                raise _refuse(field, value, "a number or at least one value to choose from")
-            return tuple(_number(field, v) for v in value)
+                raise checks.refuse(field, value, "a number or at least one value to choose from")
+            return tuple(checks.number(field, v) for v in value)
         if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-            return _whole(field, value, 0, 1 << 20)
-        return _number(field, value)
+            return checks.whole(field, value, 0, 1 << 20)
+        return checks.number(field, value)
 
     def _zoom(self) -> tuple[float, float]:
         field, value = "transforms.zoom_range", self.zoom_range
         if isinstance(value, (tuple, list)):
-            pair = _pair(field, value, "a number z (meaning 1 - z to 1 + z) or (low, high)")
-            return _number(field, pair[0]), _number(field, pair[1])
-        z = _number(field, value)
+            pair = checks.pair(field, value, "a number z (meaning 1 - z to 1 + z) or (low, high)")
+            return checks.number(field, pair[0]), checks.number(field, pair[1])
+        z = checks.number(field, value)
         return 1 - z, 1 + z
 
     @property
@@ -253,7 +209,7 @@ class Transforms:
     @classmethod
     def from_wire(cls, wire: object) -> Transforms:
         """Read and check the form that `to_wire` gives, or a table of augserver.toml."""
-        return cls(**_known(cls, wire, "transforms"))
+        return cls(**checks.fields(cls, wire, "transforms"))
 
     def to_wire(self) -> dict[str, object]:
         """Plain data with the fields that differ from their defaults."""
@@ -277,6 +233,9 @@ class Spec:
     Attributes:
         data: Files on the server (.npz: its arrays by their names; .npy: one array named after the
             file's stem), or the name of arrays that a private server's client has handed over.
+            With `pictures` one folder of picture files, or one .csv that lists them.
+        pictures: How files become pictures and labels; None for arrays. x is "picture" then, and y
+            what `pictures.label_mode` says.
         x, y, sample_weight: Names of arrays: one, a tuple or a dict, as Keras takes them.
         images: The arrays of x that are pictures (rank 4) and pass through resize and transforms,
             all with the same draws. None: the first array of x, where it has rank 4.
@@ -285,16 +244,20 @@ class Spec:
         seed: 0 to 2**64 - 1; None lets the server draw one, once, and report it.
         shard: (index, count): every count-th sample of the epoch's order, from index on.
         validation_split, subset: As in Keras, the first share of the samples is "validation" and
-            the rest "training". subset=None takes all of them.
+            the rest "training"; of a folder, the first share of each class. subset=None takes all.
         target_size: (height, width) that pictures are resized to, by Pillow, before transforms.
         interpolation: Of that resize.
         data_format: Of the dataset's pictures and of the batch.
         dtype: Of pictures in the batch. "uint8" is for pictures that pass unchanged or flipped.
+        bad_samples: What becomes of a sample whose file cannot be read or whose function raises:
+            "raise" ends in a WorkerError; "skip" makes the batch shorter; "substitute" takes the
+            next sample of the dataset in its place (with its label, and the draws of the sample
+            that it stands for). Both of these are told, and are the same in every worker.
         transforms: See `Transforms`.
     """
 
     data: tuple[str, ...]
-    x: Structure[str]
+    x: Structure[str] = ""
     y: Structure[str] | None = None
     sample_weight: Structure[str] | None = None
     images: tuple[str, ...] | None = None
@@ -309,11 +272,15 @@ class Spec:
     interpolation: str = "nearest"
     data_format: str = "channels_last"
     dtype: str = "float32"
+    pictures: Pictures | None = None
+    bad_samples: str = "raise"
     transforms: Transforms = Transforms()
 
     def __post_init__(self) -> None:
         put = object.__setattr__
         put(self, "data", self._data())
+        if self.pictures is not None:
+            self._name_columns(self.pictures)
         put(self, "x", names_from_wire(self.x, "x"))
         if self.y is not None:
             put(self, "y", names_from_wire(self.y, "y"))
@@ -324,24 +291,29 @@ class Spec:
             put(self, "images", tuple(leaves(names)))
             for name in self.images:
                 if name not in leaves(self.x):
-                    raise _refuse("images", name, f"arrays of x: {', '.join(leaves(self.x))}")
-        put(self, "batch_size", _whole("batch_size", self.batch_size, 1, MAX_BATCH))
-        put(self, "shuffle", _flag("shuffle", self.shuffle))
-        put(self, "drop_remainder", _flag("drop_remainder", self.drop_remainder))
+                    raise checks.refuse("images", name, f"arrays of x: {', '.join(leaves(self.x))}")
+        put(self, "batch_size", checks.whole("batch_size", self.batch_size, 1, MAX_BATCH))
+        put(self, "shuffle", checks.flag("shuffle", self.shuffle))
+        put(self, "drop_remainder", checks.flag("drop_remainder", self.drop_remainder))
         if self.seed is not None:
-            put(self, "seed", _whole("seed", self.seed, 0, MAX_SEED))
+            put(self, "seed", checks.whole("seed", self.seed, 0, MAX_SEED))
         self._check_shard()
         self._check_split()
         if self.target_size is not None:
-            height, width = _pair("target_size", self.target_size, "(height, width)")
+            height, width = checks.pair("target_size", self.target_size, "(height, width)")
             size = (
-                _whole("target_size", height, 1, 1 << 15),
-                _whole("target_size", width, 1, 1 << 15),
+                checks.whole("target_size", height, 1, 1 << 15),
+                checks.whole("target_size", width, 1, 1 << 15),
             )
             put(self, "target_size", size)
-        _choice("interpolation", self.interpolation, INTERPOLATIONS)
-        _choice("data_format", self.data_format, DATA_FORMATS)
-        _choice("dtype", self.dtype, DTYPES)
+        checks.choice("interpolation", self.interpolation, INTERPOLATIONS)
+        checks.choice("data_format", self.data_format, DATA_FORMATS)
+        checks.choice("dtype", self.dtype, DTYPES)
+        checks.choice("bad_samples", self.bad_samples, POLICIES)
+        if self.bad_samples == "skip" and self.drop_remainder:
+            raise checks.refuse(
+                "bad_samples", "skip", "'substitute' where drop_remainder asks for full batches"
+            )
         if not isinstance(self.transforms, Transforms):
             put(self, "transforms", Transforms.from_wire(self.transforms))
         self._check_uint8()
@@ -351,25 +323,60 @@ class Spec:
         if not (
             isinstance(value, (tuple, list))
             and 0 < len(value) <= 1024
-            and all(isinstance(v, str) and 0 < len(v) < 4096 and "\0" not in v for v in value)
+            and all(isinstance(v, str) and 0 < len(v) < 4096 for v in value)
+            and all("\0" not in v and checks.travels(v) for v in value)
         ):
-            raise _refuse("data", self.data, "the path of a .npz or .npy file, or a list of paths")
+            raise checks.refuse(
+                "data",
+                self.data,
+                "the path of a .npz or .npy file or of a folder, or a list of paths",
+            )
         return tuple(value)
 
+    def _name_columns(self, pictures: object) -> None:
+        """The names of x and y follow from the pictures; a spec that says others means arrays."""
+        put = object.__setattr__
+        if not isinstance(pictures, Pictures):
+            pictures = Pictures.from_wire(pictures)
+            put(self, "pictures", pictures)
+        put(self, "x", self.x or PICTURE)
+        if self.x != PICTURE:
+            raise checks.refuse("x", self.x, f"nothing, or {PICTURE!r}, beside pictures")
+        if self.target_size is None:
+            raise checks.refuse(
+                "target_size", None, "(height, width): files have pictures of any size"
+            )
+        mode = pictures.label_mode
+        if mode == "input":
+            y: str | None = PICTURE
+        else:
+            y = None if mode == "none" else LABEL
+        handed = self.data[0].startswith(HANDED) and mode == "none"
+        if not handed:  # a list of files that a program hands over brings labels of its own
+            if self.y not in (None, y):
+                raise checks.refuse(
+                    "y", self.y, f"nothing, or {y!r}, beside pictures of label_mode {mode!r}"
+                )
+            put(self, "y", y)
+        if len(self.data) != 1:
+            raise checks.refuse("data", self.data, "one folder or one .csv beside pictures")
+
     def _check_shard(self) -> None:
-        index, count = _pair("shard", self.shard, "(index, count)")
-        count = _whole("shard", count, 1, 1 << 20)
-        object.__setattr__(self, "shard", (_whole("shard", index, 0, count - 1), count))
+        index, count = checks.pair("shard", self.shard, "(index, count)")
+        count = checks.whole("shard", count, 1, 1 << 20)
+        object.__setattr__(self, "shard", (checks.whole("shard", index, 0, count - 1), count))
 
     def _check_split(self) -> None:
-        split = _number("validation_split", self.validation_split)
+        split = checks.number("validation_split", self.validation_split)
         if not 0 <= split < 1:
-            raise _refuse("validation_split", split, "a share from 0 up to, but not including, 1")
+            raise checks.refuse(
+                "validation_split", split, "a share from 0 up to, but not including, 1"
+            )
         object.__setattr__(self, "validation_split", split)
         if self.subset is not None:
-            _choice("subset", self.subset, SUBSETS)
+            checks.choice("subset", self.subset, SUBSETS)
             if split == 0:
-                raise _refuse("subset", self.subset, "a validation_split above 0 beside it")
+                raise checks.refuse("subset", self.subset, "a validation_split above 0 beside it")
 
     def _check_uint8(self) -> None:
         t = self.transforms
@@ -380,13 +387,22 @@ class Spec:
                 "'float32', or no transforms but flips (cast and rescale inside the model)"
             )
 
+    def with_classes(self, names: tuple[str, ...]) -> Spec:
+        """The same stream with the classes that were found in its dataset."""
+        if self.pictures is None or not names:
+            return self
+        return replace(self, pictures=replace(self.pictures, class_names=names))
+
     @classmethod
     def from_wire(cls, wire: object) -> Spec:
         """Read and check the form that `to_wire` gives, or a table of augserver.toml."""
-        known = _known(cls, wire, "spec")
+        known = checks.fields(cls, wire, "spec")
         for name in ("data", "x"):
-            if name not in known:
-                raise ConfigError(f"spec: {name} is missing; wanted at least data and x")
+            if name not in known and (name == "data" or known.get("pictures") is None):
+                raise ConfigError(
+                    f"spec: {name} is missing; wanted at least data, and x (arrays) or pictures "
+                    "(files)"
+                )
         return cls(**known)
 
     def to_wire(self) -> dict[str, object]:
@@ -399,6 +415,9 @@ class Spec:
                     wire[field.name] = names_to_wire(value)
             elif field.name == "transforms":
                 if value != Transforms():
+                    wire[field.name] = value.to_wire()
+            elif field.name == "pictures":
+                if value is not None:
                     wire[field.name] = value.to_wire()
             elif value != field.default:
                 wire[field.name] = list(value) if isinstance(value, tuple) else value

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from augproto import errors, layout, messages, ring, segment, session, spec
+from augproto import errors, layout, messages, pictures, ring, segment, session, spec
 from augproto.messages import CODES
 from augproto.session import Role, Session
 from augserver import dispatcher
@@ -173,7 +173,7 @@ def test_numbers_in_sentences_are_those_of_the_code() -> None:
     assert ring._HEADER.format.startswith("<"), "the document says little-endian"
 
 
-@pytest.mark.parametrize("cls", [spec.Spec, spec.Transforms])
+@pytest.mark.parametrize("cls", [spec.Spec, spec.Transforms, pictures.Pictures])
 def test_the_fields_of_a_spec_are_listed(cls: type) -> None:
     names = ", ".join(f"`{field.name}`" for field in dataclasses.fields(cls))
     assert f": {names}.\n" in TEXT

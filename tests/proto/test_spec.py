@@ -13,10 +13,12 @@ import pytest
 
 from augproto.errors import ConfigError
 from augproto.messages import Open, decode, encode
+from augproto.pictures import COLOR_MODES, LABEL_MODES, TRUNCATED, Pictures
 from augproto.spec import (
     DATA_FORMATS,
     DTYPES,
     FILL_MODES,
+    HANDED,
     INTERPOLATIONS,
     MAX_BATCH,
     MAX_SEED,
@@ -34,7 +36,19 @@ NOT_NAMES: list[Any] = ["", None, 1, [], {}, ["a", 1], {"a": 1}, {1: "a"}]
 NOT_A_RANGE: list[Any] = ["1", None, True, [], (), (1, "2"), NAN, (1, NAN), {}]
 
 BAD: dict[str, list[Any]] = {
-    "data": ["", None, 1, [], [""], ["a", 1], "a\0b", "a" * 4096, ["a"] * 1025, {"a": "b"}],
+    "data": [
+        "\udcff.npz",
+        "",
+        None,
+        1,
+        [],
+        [""],
+        ["a", 1],
+        "a\0b",
+        "a" * 4096,
+        ["a"] * 1025,
+        {"a": "b"},
+    ],
     "x": NOT_NAMES,
     "y": [value for value in NOT_NAMES if value is not None],
     "sample_weight": [value for value in NOT_NAMES if value is not None],
@@ -50,6 +64,8 @@ BAD: dict[str, list[Any]] = {
     "interpolation": ["cubic", None, 1, True],
     "data_format": ["channels", None, 1],
     "dtype": ["int8", None, 1, "float16", "<f4"],
+    "pictures": [1, "rgb", [], [("label_mode", "sparse")], True],
+    "bad_samples": ["ignore", None, 1, True],
     "transforms": [None, 1, "rotate", [], [("rotation_range", 1)]],
 }
 
@@ -82,6 +98,18 @@ BAD_TRANSFORMS: dict[str, list[Any]] = {
     ],
     "featurewise_std": ["std", object(), [INFINITE]],
 }  # fmt: skip
+
+
+BAD_PICTURES: dict[str, list[Any]] = {
+    "label_mode": ["int", 1, True, ["sparse"]],
+    "class_names": ["cat", None, 1, ["cat", 1], ["cat", "cat"], [""], ["c" * 4096], ["\udcff"]],
+    "color_mode": ["RGB", "gray", None, 3],
+    "recursive": NOT_A_FLAG,
+    "exif_orientation": NOT_A_FLAG,
+    "truncated": ["ignore", None, True],
+    "max_pixels": [0, -1, 1.0, None, True, 1 << 35],
+    "max_bytes": [0, 1.5, "1", None, 1 << 35],
+}
 
 
 def made(**fields: Any) -> Spec:
@@ -136,6 +164,23 @@ def some_transforms(rng: random.Random, *, plain: bool) -> Transforms:
     return Transforms(**{name: every[name] for name in every if rng.random() < 0.7})
 
 
+def some_pictures(rng: random.Random) -> Pictures:
+    mode = rng.choice([*LABEL_MODES, None])
+    names = rng.choice([(), ["cat", "dog"], ("été 猫", "b c")])
+    every: dict[str, Any] = {
+        "label_mode": mode,
+        "class_names": names,
+        "color_mode": rng.choice(list(COLOR_MODES)),
+        "recursive": rng.random() < 0.5,
+        "exif_orientation": rng.random() < 0.5,
+        "truncated": rng.choice(TRUNCATED),
+        "max_pixels": rng.choice([1, 10**8]),
+        "max_bytes": rng.choice([1, 10**8]),
+    }
+    assert set(every) == {field.name for field in dataclasses.fields(Pictures)}
+    return Pictures(**every)
+
+
 def some_spec(rng: random.Random) -> Spec:
     names = [f"array{i}" for i in range(rng.randrange(1, 4))]
     x = some_structure(rng, names)
@@ -158,9 +203,14 @@ def some_spec(rng: random.Random) -> Spec:
         "interpolation": rng.choice(INTERPOLATIONS),
         "data_format": rng.choice(DATA_FORMATS),
         "dtype": dtype,
+        "bad_samples": rng.choice(["raise", "substitute"]),
+        "pictures": None,
         "transforms": some_transforms(rng, plain=dtype == "uint8"),
     }
     assert {"data", "x", *every} == {field.name for field in dataclasses.fields(Spec)}
+    if rng.random() < 0.3:
+        every |= {"y": None, "images": None, "target_size": (9, 8), "pictures": some_pictures(rng)}
+        return made(**every, data="cats", x="")
     return made(data=rng.choice(["a.npz", ("a.npy", "b.npy")]), x=x, **every)
 
 
@@ -220,6 +270,16 @@ def test_a_bad_transform_is_refused_with_what_was_got_and_wanted(name: str, valu
 def test_every_field_has_bad_values_here() -> None:
     assert set(BAD) == {field.name for field in dataclasses.fields(Spec)}
     assert set(BAD_TRANSFORMS) == {field.name for field in dataclasses.fields(Transforms)}
+    assert set(BAD_PICTURES) == {field.name for field in dataclasses.fields(Pictures)}
+
+
+@pytest.mark.parametrize(("name", "value"), cases(BAD_PICTURES))
+def test_a_bad_word_about_pictures_is_refused_with_what_was_got_and_wanted(
+    name: str, value: Any
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Spec.from_wire({"data": "cats", "target_size": [8, 8], "pictures": {name: value}})
+    assert re.match(rf"pictures\.{name}: got .*wanted .", str(refused.value), re.DOTALL)
 
 
 @pytest.mark.parametrize("wire", [None, 1, "spec", [], [("data", "a")]])
@@ -322,3 +382,43 @@ def test_a_refusal_is_short_enough_to_be_told(field: str) -> None:
     with pytest.raises(ConfigError) as refused:
         Spec.from_wire({"data": "a", "x": "x", "transforms": {field: "y" * 100_000}})
     assert len(str(refused.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    ("mode", "y"),
+    [("sparse", "label"), ("categorical", "label"), ("binary", "label"), ("number", "label"),
+     ("input", "picture"), ("none", None), (None, None)],
+)  # fmt: skip
+def test_pictures_name_the_columns_themselves(mode: Any, y: str | None) -> None:
+    spec = Spec(data=("cats",), target_size=(8, 8), pictures=Pictures(label_mode=mode))
+    assert (spec.x, spec.y) == ("picture", y)
+    assert Spec.from_wire(spec.to_wire()) == spec
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"x": "pixels"}, "x: got 'pixels'; wanted nothing, or 'picture'"),
+        ({"y": "classes"}, "y: got 'classes'; wanted nothing, or 'label'"),
+        ({"target_size": None}, "target_size: got None; wanted .*any size"),
+        ({"data": ("cats", "dogs")}, "data: got .*; wanted one folder or one .csv"),
+        ({"bad_samples": "skip", "drop_remainder": True}, "bad_samples: got 'skip'; wanted"),
+    ],
+)
+def test_what_contradicts_pictures_is_refused(fields: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        made(**{"data": "cats", "x": "", "target_size": (8, 8), "pictures": Pictures()} | fields)
+
+
+def test_a_list_of_files_that_is_handed_over_brings_labels_of_its_own() -> None:
+    pictures = Pictures(label_mode="none")
+    spec = Spec(data=(f"{HANDED}1",), y=("a", "b"), target_size=(8, 8), pictures=pictures)
+    assert spec.y == ("a", "b")
+
+
+def test_arrays_must_be_named_and_pictures_need_not() -> None:
+    with pytest.raises(ConfigError, match="x is missing; wanted at least data, and x"):
+        Spec.from_wire({"data": "a.npz"})
+    with pytest.raises(ConfigError, match="x: got ''"):
+        Spec(data=("a.npz",))
+    assert Spec.from_wire({"data": "cats", "target_size": [8, 8], "pictures": {}}).x == "picture"

@@ -22,9 +22,10 @@ from augproto.fingerprint import fingerprint
 from augproto.layout import FIELD_ALIGNMENT
 from augproto.messages import ArraySpec
 from augproto.segment import PREFIX
-from augproto.spec import HANDED
+from augproto.spec import HANDED, Spec
 from augserver.datasets.arrays import ArrayDataset, attach, load, places, write
-from augserver.datasets.store import DatasetStore, check_roots
+from augserver.datasets.listing import check_roots
+from augserver.datasets.store import DatasetStore
 
 if TYPE_CHECKING:
     from tests.conftest import WaitUntil
@@ -329,6 +330,10 @@ def result(future: Future[ArrayDataset]) -> ArrayDataset:
     return future.result(30)
 
 
+def stream_over(path: str) -> Spec:
+    return Spec(data=(path,), x="x")
+
+
 def segment_exists(dataset: ArrayDataset) -> bool:
     assert dataset.segment is not None
     return Path(f"/dev/shm/{dataset.segment.name}").exists()
@@ -338,23 +343,26 @@ def test_streams_of_the_same_files_share_a_dataset_and_the_last_one_closes_it(
     tmp_path: Path, store: DatasetStore
 ) -> None:
     path = str(npz(tmp_path / "a.npz", x=X))
-    first, second = result(store.acquire([path])), result(store.acquire([path]))
+    first, second = (
+        result(store.acquire(stream_over(path))),
+        result(store.acquire(stream_over(path))),
+    )
     assert first is second
     store.release(first)
     assert segment_exists(second)
     store.release(second)
     assert not segment_exists(second)
-    again = result(store.acquire([path]))
+    again = result(store.acquire(stream_over(path)))
     assert again is not first
     assert segment_exists(again)
 
 
 def test_a_file_that_has_changed_is_another_dataset(tmp_path: Path, store: DatasetStore) -> None:
     path = npz(tmp_path / "a.npz", x=X)
-    before = result(store.acquire([str(path)]))
+    before = result(store.acquire(stream_over(str(path))))
     npz(path, x=X + 1)
     os.utime(path, (1, 1))
-    after = result(store.acquire([str(path)]))
+    after = result(store.acquire(stream_over(str(path))))
     assert after is not before
     assert attach(after.sources)["x"].flat[0] == 1
     assert attach(before.sources)["x"].flat[0] == 0, "who has the old one keeps it"
@@ -378,7 +386,7 @@ def test_a_load_says_when_it_has_ended_and_then_its_result_is_there(
     for path in (npz(tmp_path / "a.npz", x=X), tmp_path / "b.pkl"):
         path.touch()
         asked.clear()
-        futures.append(store.acquire([str(path)]))
+        futures.append(store.acquire(stream_over(str(path))))
         asked.set()
         wait_until(lambda: len(done_when_told) == len(futures), "the end of a load", 10)
     assert done_when_told == [True, True]
@@ -388,9 +396,9 @@ def test_a_load_says_when_it_has_ended_and_then_its_result_is_there(
 
 def test_files_that_are_missing_and_arrays_nobody_gave_are_refused(store: DatasetStore) -> None:
     with pytest.raises(ConfigError, match=r"data: /none\.npz: No such file"):
-        result(store.acquire(["/none.npz"]))
+        result(store.acquire(stream_over("/none.npz")))
     with pytest.raises(ConfigError, match="no arrays 'handed:unknown' were handed over"):
-        result(store.acquire([f"{HANDED}unknown"]))
+        result(store.acquire(stream_over(f"{HANDED}unknown")))
 
 
 def test_handed_arrays_live_as_long_as_their_offers(store: DatasetStore) -> None:
@@ -401,7 +409,7 @@ def test_handed_arrays_live_as_long_as_their_offers(store: DatasetStore) -> None
     store.filled("mark")
     assert store.offer("mark", specs) is None, "they are here already"
     for _ in range(3):  # streams come and go
-        dataset = result(store.acquire([f"{HANDED}mark"]))
+        dataset = result(store.acquire(stream_over(f"{HANDED}mark")))
         assert np.array_equal(attach(dataset.sources)["x"], X)
         store.release(dataset)
     store.withdraw("mark")
@@ -410,12 +418,12 @@ def test_handed_arrays_live_as_long_as_their_offers(store: DatasetStore) -> None
     assert not segment_exists(dataset)
     store.withdraw("mark")
     with pytest.raises(ConfigError, match="no arrays"):
-        result(store.acquire([f"{HANDED}mark"]))
+        result(store.acquire(stream_over(f"{HANDED}mark")))
 
 
 def test_the_stores_end_leaves_nothing(tmp_path: Path) -> None:
     store = DatasetStore(fresh_name, lambda: None)
-    datasets = [result(store.acquire([str(npz(tmp_path / "a.npz", x=X))]))]
+    datasets = [result(store.acquire(stream_over(str(npz(tmp_path / "a.npz", x=X)))))]
     filling = store.offer("mark", [ArraySpec("x", "f4", (3,))])
     assert filling is not None
     store.close()

@@ -1,0 +1,108 @@
+"""What becomes of a batch when one of its samples cannot be made.
+
+`raise` gives the batch up, `skip` makes it shorter, `substitute` takes the next sample of the
+dataset instead. All of it follows from the order of samples and from which of them are bad, and
+that is a property of the dataset: whoever makes the batch, and however often, leaves out the same
+samples. (What is no property of the dataset, like a lack of memory, is `final`: no policy goes on.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from augserver.sampling import Sampler
+from augserver.transforms import SampleError
+
+#: Samples in a row that are tried in the place of a bad one before the batch is given up.
+MAX_SUBSTITUTES = 64
+
+Indexes = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class BadSample:
+    """A sample that a batch had to do without, and why."""
+
+    sample: int
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What became of a batch.
+
+    Attributes:
+        samples: How many it has; fewer than the sampler says where bad ones were skipped.
+        bad: The samples that it had to do without.
+    """
+
+    samples: int
+    bad: tuple[BadSample, ...] = ()
+
+
+class Rows:
+    """Which samples stand in a batch, as more and more of them turn out to be bad.
+
+    Attributes:
+        drawn: The samples that the epoch's order names, and whose draws the rows have.
+        taken: The samples that are read; another one where a substitute stands for a bad one.
+    """
+
+    def __init__(self, sampler: Sampler, epoch: int, step: int, policy: str) -> None:
+        self._sampler = sampler
+        self._policy = policy
+        self._bad: dict[int, SampleError] = {}
+        self.drawn: Indexes = sampler.batch(epoch, step)
+        self._order: Indexes = self.drawn
+        self.taken: Indexes = self.drawn
+
+    def without(self, error: SampleError) -> None:
+        """Go on without a sample.
+
+        Raises:
+            SampleError: The policy, or what is left, does not allow it.
+        """
+        if self._policy == "raise" or error.final or error.sample in self._bad:
+            raise error
+        self._bad[error.sample] = error
+        if self._policy == "skip":
+            self._skip(error)
+        else:
+            taken = [self._substitute(sample, error) for sample in self.drawn.tolist()]
+            self.taken = np.array(taken, np.int64)
+
+    def made(self) -> Made:
+        """The batch is whole."""
+        # A substitute that was no good either is none that the batch was to have.
+        bad = [
+            BadSample(e.sample, e.path, e.message)
+            for e in self._bad.values()
+            if e.sample in self._order
+        ]
+        return Made(len(self.taken), tuple(bad))
+
+    def _skip(self, error: SampleError) -> None:
+        self.drawn = self.taken = self.drawn[self.drawn != error.sample]
+        if not len(self.drawn):
+            raise SampleError(
+                error.sample,
+                f"{error.message}. No sample of this batch is left (bad_samples='skip'; "
+                "'substitute' would fill it)",
+                error.path,
+            ) from error
+
+    def _substitute(self, sample: int, error: SampleError) -> int:
+        for distance in range(MAX_SUBSTITUTES + 1):
+            candidate = self._sampler.after(sample, distance)
+            if candidate not in self._bad:
+                return candidate
+        raise SampleError(
+            error.sample,
+            f"{error.message}. None of the {MAX_SUBSTITUTES} samples after sample {sample} can "
+            "be made either (bad_samples='substitute')",
+            error.path,
+        ) from error
