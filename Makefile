@@ -61,6 +61,7 @@ quick: $(VENV)/.check
 
 bench: $(VENV)/.test
 	$(BIN)/python tests/bench/throughput.py
+	$(BIN)/python tests/bench/photographs.py
 	$(BIN)/python tests/bench/control_plane.py
 
 clean:

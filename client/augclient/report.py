@@ -33,6 +33,7 @@ class Report:
     def __init__(self, steps: int) -> None:
         self._steps = steps
         self._epochs: dict[int, _Epoch] = {}
+        self._told: frozenset[int] = frozenset()
 
     def handed(self, epoch: int, step: int, bad: Iterable[Bad]) -> str | None:
         """A batch was handed out; returns what to say if that ends an epoch with bad samples."""
@@ -46,21 +47,23 @@ class Report:
         before = len(noted.handed)
         noted.handed.add(step)
         ends = before < self._steps == len(noted.handed)
-        return _told(epoch, noted.bad.values()) if ends and noted.bad else None
+        return self._tell(epoch, noted.bad.values()) if ends and noted.bad else None
 
     def bad_samples(self, epoch: int) -> tuple[Bad, ...]:
         """Those of the batches that have been handed out."""
         noted = self._epochs.get(epoch)
         return () if noted is None else tuple(noted.bad.values())
 
-
-def _told(epoch: int, bad: Iterable[Bad]) -> str:
-    samples = sorted(bad, key=lambda b: b.sample)
-    lines = [
-        f"sample {b.sample}{f' ({b.path})' if b.path else ''}: {b.reason}"
-        for b in samples[:_LISTED]
-    ]
-    if len(samples) > _LISTED:
-        lines.append(f"... and {len(samples) - _LISTED} more")
-    count = f"{len(samples)} bad sample{'s' if len(samples) != 1 else ''}"
-    return "\n  ".join([f"epoch {epoch} went on without {count}:", *lines])
+    def _tell(self, epoch: int, bad: Iterable[Bad]) -> str:
+        samples = sorted(bad, key=lambda b: b.sample)
+        count = f"{len(samples)} bad sample{'s' if len(samples) != 1 else ''}"
+        before, self._told = self._told, frozenset(b.sample for b in samples)
+        if before == self._told:  # nearly always, and a list is read once
+            return f"epoch {epoch} went on without the same {count}"
+        lines = [
+            f"sample {b.sample}{f' ({b.path})' if b.path else ''}: {b.reason}"
+            for b in samples[:_LISTED]
+        ]
+        if len(samples) > _LISTED:
+            lines.append(f"... and {len(samples) - _LISTED} more")
+        return "\n  ".join([f"epoch {epoch} went on without {count}:", *lines])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from processes import children, command, descendants
 from real_data import CIFAR10
 
-from augclient import local
+from augclient import Consumer, local
 
 #: The 2017 benchmark's, more or less: one resampling, one flip, one scale.
 TRANSFORMS: dict[str, Any] = {
@@ -26,6 +27,8 @@ TRANSFORMS: dict[str, Any] = {
     "horizontal_flip": True,
     "rescale": 1 / 255,
 }
+#: How long one answer to "how many images a second" takes.
+SECONDS = 3.0
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -45,6 +48,26 @@ def medians(questions: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
         for name, ask in questions.items():
             answers[name].append(ask())
     return {name: statistics.median(values) for name, values in answers.items()}
+
+
+def consumed(consumer: Consumer, keys: Iterator[tuple[int, int]]) -> float:
+    """Images a second that a consumer hands out in the order of these keys."""
+    for _ in range(2 * consumer.slots):
+        consumer.get(*next(keys))  # made while others were measured
+    end = time.perf_counter() + SECONDS
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() < end:
+        count += len(np.asarray(consumer.get(*next(keys)).x))
+    return count / (time.perf_counter() - started)
+
+
+def drawn(flow: Iterator[Any]) -> float:
+    """Images a second that an iterator of Keras's hands out."""
+    end = time.perf_counter() + SECONDS
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() < end:
+        count += len(next(flow)[0])
+    return count / (time.perf_counter() - started)
 
 
 def processes() -> dict[str, list[int]]:

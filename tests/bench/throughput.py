@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from functools import partial
-from typing import Any
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 warnings.simplefilter("ignore")
 
-from measure import TRANSFORMS, medians, pictures  # noqa: E402
+from measure import TRANSFORMS, consumed, drawn, medians, pictures  # noqa: E402
 
 from augclient import Consumer, local  # noqa: E402
 
-SECONDS = 3.0
 ROUNDS = 3
-
-
-def ours(consumer: Consumer, keys: Any) -> float:
-    for _ in range(2 * consumer.slots):
-        consumer.get(*next(keys))  # made while others were measured
-    end = time.perf_counter() + SECONDS
-    started, count = time.perf_counter(), 0
-    while time.perf_counter() < end:
-        count += len(consumer.get(*next(keys)).x)
-    return count / (time.perf_counter() - started)
-
-
-def theirs(flow: Any) -> float:
-    end = time.perf_counter() + SECONDS
-    started, count = time.perf_counter(), 0
-    while time.perf_counter() < end:
-        count += len(next(flow)[0])
-    return count / (time.perf_counter() - started)
 
 
 def main() -> None:
@@ -53,7 +32,10 @@ def main() -> None:
                 for _ in range(3 * consumer.slots):
                     consumer.get(*next(keys))
                 name = f"augserver, {workers} worker{'s' * (workers > 1)}"
-                questions = {keras_own: partial(theirs, flow), name: partial(ours, consumer, keys)}
+                questions = {
+                    keras_own: partial(drawn, flow),
+                    name: partial(consumed, consumer, keys),
+                }
                 answers = medians(questions, rounds=ROUNDS)
                 print(
                     f"batch {batch_size:4}: {name} {answers[name]:8,.0f} images/s; {keras_own} in "

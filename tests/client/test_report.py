@@ -56,3 +56,11 @@ def test_two_epochs_are_remembered() -> None:
     for epoch in range(4):
         report.handed(epoch, 0, [bad(0, epoch, epoch)])
     assert [len(report.bad_samples(epoch)) for epoch in range(5)] == [0, 0, 1, 1, 0]
+
+
+def test_the_same_samples_are_listed_once_and_others_anew() -> None:
+    report = Report(1)
+    told = [report.handed(epoch, 0, [bad(0, 4, epoch)]) for epoch in range(3)]
+    assert told[1:] == [f"epoch {epoch} went on without the same 1 bad sample" for epoch in (1, 2)]
+    other = report.handed(3, 0, [bad(0, 5, 3)])
+    assert other == "epoch 3 went on without 1 bad sample:\n  sample 5 (5.jpg): broken"

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import keras  # noqa: E402 - the backend is chosen by then
 import numpy as np  # noqa: E402
+import PIL.Image  # noqa: E402
 from processes import wait_until  # noqa: E402
 
 from augclient import AugSequence, local  # noqa: E402
@@ -439,6 +441,44 @@ def structures() -> Found:
     fitted = model.fit(classes, epochs=2, verbose=0, class_weight=weights)
     losses["class_weight"] = len(fitted.history["loss"])
     return losses
+
+
+@scenario
+def picture_files() -> Found:
+    """Folders of files, one of them broken: batches of uneven length train, evaluate, predict."""
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(40):
+            name = os.path.join(folder, ("dark", "light")[i % 2], f"{i:02}.png")
+            os.makedirs(os.path.dirname(name), exist_ok=True)
+            picture = np.full((12, 10, 3), 40 + 160 * (i % 2) + i, np.uint8)
+            PIL.Image.fromarray(picture).save(name)
+        with open(os.path.join(folder, "dark", "08.png"), "wb") as broken:
+            broken.write(b"no picture")
+        train, validation = (
+            AugSequence(
+                data=folder, pictures={"label_mode": "categorical"}, target_size=(8, 8),
+                batch_size=8, seed=1, workers=2, validation_split=0.2, subset=subset,
+                shuffle=subset == "training", bad_samples="skip",
+                transforms={"rescale": 1 / 255, "horizontal_flip": True},
+            )
+            for subset in ("training", "validation")
+        )  # fmt: skip
+        model = keras.Sequential(
+            [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2, activation="softmax")]
+        )
+        model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
+        history = model.fit(train, validation_data=validation, epochs=3, verbose=0)
+        predicted = model.predict(validation, verbose=0)
+        found = {
+            "classes": list(train.consumer.class_names),
+            "epochs": len(history.history["val_accuracy"]),
+            "predicted": list(predicted.shape),
+            "bad": [b.sample for b in train.consumer.bad_samples(2)],
+            "released": no_lease(train, validation),
+        }
+        train.close()
+        validation.close()
+        return found
 
 
 def main() -> None:

@@ -132,6 +132,16 @@ def test_dicts_tuples_sample_weights_and_class_weights_train(backend: str) -> No
     }  # fmt: skip
 
 
+def test_picture_files_with_a_broken_one_among_them_train(backend: str) -> None:
+    assert found(backend, "picture_files") == {
+        "classes": ["dark", "light"],
+        "epochs": 3,
+        "predicted": [8, 2],
+        "bad": [4],
+        "released": True,
+    }
+
+
 STALLED = """
 import os, sys
 os.environ["KERAS_BACKEND"] = sys.argv[1]
