@@ -18,7 +18,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from augproto.spec import ShiftRange, Transforms
+from augproto.transforms import ShiftRange, Transforms
 
 # Philox 4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC11).
 _ROUNDS = 10

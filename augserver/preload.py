@@ -13,7 +13,8 @@ import signal
 
 import numpy as np
 
-from augproto.spec import Spec, Transforms
+from augproto.spec import Spec
+from augproto.transforms import Transforms
 from augserver.recipe import Recipe
 
 _PR_SET_PDEATHSIG = 1

@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from augproto.errors import AugError, ConfigError
 from augproto.layout import Layout
-from augproto.spec import Spec, Transforms
+from augproto.spec import Spec
 from augproto.structure import Structure, leaves, places
+from augproto.transforms import Transforms
 from augserver.datasets.columns import ArrayColumn, Column, Columns, PictureFiles
 from augserver.draws import Draws, draw
 from augserver.policy import Made, Rows

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from augproto.errors import ConfigError
-from augproto.spec import Statistic, Transforms
+from augproto.transforms import Statistic, Transforms
 from augserver.draws import Draws
 from augserver.transforms.reference import Reference
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from augproto.spec import Transforms
+from augproto.transforms import Transforms
 from augserver.draws import Draws
 from augserver.transforms import affine, colour
 from augserver.transforms.function import UserFunction

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from augclient.consumer import Batch, Consumer
-from augproto.spec import Spec, Transforms
+from augproto.spec import Spec
+from augproto.transforms import Transforms
 
 if TYPE_CHECKING:
     from augclient.sequence import AugSequence

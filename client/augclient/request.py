@@ -22,8 +22,9 @@ from augproto.files import File, pack
 from augproto.fingerprint import fingerprint
 from augproto.messages import MAX_FUNCTION_BYTES, Function
 from augproto.pictures import Pictures
-from augproto.spec import HANDED, Spec, Transforms
+from augproto.spec import HANDED, Spec
 from augproto.structure import Structure, leaves, places, rebuild
+from augproto.transforms import Transforms
 
 Array = npt.NDArray[Any]
 #: One path on the server's side, or several.

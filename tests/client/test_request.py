@@ -11,7 +11,8 @@ import pytest
 from augclient.request import Request, SpecOptions, pickled, request
 from augproto.errors import ConfigError
 from augproto.fingerprint import fingerprint
-from augproto.spec import HANDED, Spec, Transforms
+from augproto.spec import HANDED, Spec
+from augproto.transforms import Transforms
 
 X = np.zeros((6, 4, 4, 3), np.uint8)
 Y = np.arange(6)

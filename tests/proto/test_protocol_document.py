@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from augproto import errors, layout, messages, pictures, ring, segment, session, spec
+from augproto import errors, layout, messages, pictures, ring, segment, session, spec, transforms
 from augproto.messages import CODES
 from augproto.session import Role, Session
 from augserver import dispatcher
@@ -24,7 +24,7 @@ TEXT = DOCUMENT.read_text()
 #: Every constant of the protocol's modules that bounds what a peer may send, or places something.
 CONSTANTS = {
     f"{module.__name__.removeprefix('augproto.')}.{name}"
-    for module in (messages, layout, spec)
+    for module in (messages, layout, spec, transforms, pictures)
     for name, value in vars(module).items()
     if type(value) is int and re.match(r"MAX_|.*_ALIGNMENT$|.*_HEADER_BYTES$", name)
 } - {"spec.MAX_SEED"}  # the largest whole number there is on the wire
@@ -81,7 +81,7 @@ def fields(row: Any) -> str:
     return ", ".join(words)
 
 
-def transitions(states: dict[Any, dict[Any, Any]]) -> list[list[str]]:
+def moves(states: dict[Any, dict[Any, Any]]) -> list[list[str]]:
     """A table of states as the document writes it."""
     rows = []
     for state, allowed in states.items():
@@ -128,7 +128,7 @@ def test_every_kind_of_field_that_a_table_uses_is_explained() -> None:
 @pytest.mark.parametrize("role", list(Role))
 def test_the_tables_of_states_are_those_of_the_sessions(role: Role) -> None:
     after = f"What the {role.value} may say:"
-    assert table("state", "says", "then", after=after) == transitions(session.TRANSITIONS[role])
+    assert table("state", "says", "then", after=after) == moves(session.TRANSITIONS[role])
 
 
 def test_the_tables_name_every_state_of_both_ends() -> None:
@@ -138,7 +138,7 @@ def test_the_tables_name_every_state_of_both_ends() -> None:
 
 
 def test_the_table_of_slots_is_that_of_the_ring() -> None:
-    assert table("state", "verb", "then") == transitions(ring.TRANSITIONS)
+    assert table("state", "verb", "then") == moves(ring.TRANSITIONS)
 
 
 @pytest.mark.parametrize("owner", [layout, ring.Header], ids=["slot", "header"])
@@ -173,7 +173,7 @@ def test_numbers_in_sentences_are_those_of_the_code() -> None:
     assert ring._HEADER.format.startswith("<"), "the document says little-endian"
 
 
-@pytest.mark.parametrize("cls", [spec.Spec, spec.Transforms, pictures.Pictures])
+@pytest.mark.parametrize("cls", [spec.Spec, transforms.Transforms, pictures.Pictures])
 def test_the_fields_of_a_spec_are_listed(cls: type) -> None:
     names = ", ".join(f"`{field.name}`" for field in dataclasses.fields(cls))
     assert f": {names}.\n" in TEXT

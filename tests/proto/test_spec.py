@@ -17,17 +17,14 @@ from augproto.pictures import COLOR_MODES, LABEL_MODES, TRUNCATED, Pictures
 from augproto.spec import (
     DATA_FORMATS,
     DTYPES,
-    FILL_MODES,
     HANDED,
     INTERPOLATIONS,
     MAX_BATCH,
     MAX_SEED,
-    MAX_STATISTIC_BYTES,
     SUBSETS,
     Spec,
-    Statistic,
-    Transforms,
 )
+from augproto.transforms import FILL_MODES, MAX_STATISTIC_BYTES, Statistic, Transforms
 
 NAN, INFINITE = float("nan"), float("inf")
 NOT_A_NUMBER: list[Any] = ["1", None, True, [1], NAN, -INFINITE]

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from augproto.spec import Transforms
+from augproto.transforms import Transforms
 from augserver.draws import Draws, Lane, draw, philox
 
 EVERYTHING = Transforms(

@@ -13,7 +13,8 @@ from PIL import Image
 from augproto.errors import ConfigError
 from augproto.files import File, pack
 from augproto.pictures import Pictures
-from augproto.spec import Spec, Transforms
+from augproto.spec import Spec
+from augproto.transforms import Transforms
 from augserver.policy import MAX_SUBSTITUTES, BadSample, Made, Rows
 from augserver.recipe import Recipe
 from augserver.sampling import Sampler

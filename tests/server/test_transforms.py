@@ -29,7 +29,7 @@ import pytest
 from numpy.typing import NDArray
 
 from augproto.errors import ConfigError
-from augproto.spec import FILL_MODES, Statistic, Transforms
+from augproto.transforms import FILL_MODES, Statistic, Transforms
 from augserver.draws import Draws, draw
 from augserver.transforms import SampleError, TransformBatch, build
 
