@@ -6,7 +6,6 @@ There is no ring and no prefetching: a batch is computed when it is asked for, i
 
 from __future__ import annotations
 
-import os
 import random
 import secrets
 from collections.abc import Callable, Mapping
@@ -18,11 +17,12 @@ import numpy.typing as npt
 from augproto.errors import WorkerError
 from augproto.layout import aligned_empty
 from augproto.messages import ArraySpec, Opened
-from augproto.segment import PREFIX
 from augproto.spec import Spec
 from augproto.structure import names_to_wire
+from augserver.config import NO_BOUND
 from augserver.datasets.arrays import attach, load
 from augserver.functions import resolve
+from augserver.memory import Memory
 from augserver.recipe import Recipe
 from augserver.transforms import SampleError
 
@@ -50,8 +50,8 @@ class Inline:
         fingerprint: str | None,
     ) -> None:
         if arrays is None:
-            name = f"{PREFIX}{os.getuid()}-{os.getpid():x}{secrets.token_hex(3)}-inline"
-            dataset = load(spec.data, name)
+            memory = Memory(most=NO_BOUND, workers=0, private=True)
+            dataset = load(spec.data, memory.segment)
             arrays = attach(dataset.sources)
             fingerprint = dataset.fingerprint
             dataset.close()  # the maps stay

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from augproto.errors import ConfigError, NotAllowed
 from augproto.messages import ArraySpec
 from augproto.spec import HANDED
-from augserver.datasets.arrays import ArrayDataset, load, reserve
+from augserver.datasets.arrays import ArrayDataset, MakeSegment, load, reserve
 
 
 class DatasetStore:
@@ -20,12 +20,12 @@ class DatasetStore:
     (`withdraw`), or its end, lets them go.
 
     Args:
-        name_segment: Gives a fresh name for a segment.
+        make: Makes a segment of so many bytes.
         loaded: Called, in another thread, when a load has ended.
     """
 
-    def __init__(self, name_segment: Callable[[], str], loaded: Callable[[], None]) -> None:
-        self._name_segment = name_segment
+    def __init__(self, make: MakeSegment, loaded: Callable[[], None]) -> None:
+        self._make = make
         self._loaded = loaded
         self._datasets: dict[tuple[str, ...], ArrayDataset] = {}
         self._filling: dict[str, ArrayDataset] = {}
@@ -62,7 +62,7 @@ class DatasetStore:
     def _load(self, key: tuple[str, ...], paths: tuple[str, ...]) -> ArrayDataset:
         dataset = self._datasets.get(key)
         if dataset is None:
-            dataset = self._datasets[key] = load(paths, self._name_segment())
+            dataset = self._datasets[key] = load(paths, self._make)
         dataset.users += 1
         return dataset
 
@@ -72,7 +72,7 @@ class DatasetStore:
         if key in self._datasets:
             self._datasets[key].users += 1
             return None
-        self._filling[name] = reserve(name, arrays, self._name_segment())
+        self._filling[name] = reserve(name, arrays, self._make)
         return self._filling[name]
 
     def filled(self, name: str) -> None:
