@@ -21,6 +21,8 @@ from augproto.spec import Spec
 RING_BYTES = 256 << 20
 #: ... and within these numbers of slots. JAX alone keeps 34 batches when nobody reads its logs.
 RING_SLOTS = (4, 48)
+#: As a number of bytes: no bound but that of memory itself.
+NO_BOUND = 1 << 50
 
 
 def cores() -> int:
@@ -50,6 +52,9 @@ class Config:
         max_consumers: At once.
         max_ring_bytes: Of one consumer.
         max_pixels: Of a picture file, in a consumer's own spec.
+        max_total_bytes: Of all rings and datasets in shared memory together. A ring becomes smaller
+            to stay within it; who asks for more is refused, and the others go on. By default what
+            memory, its cgroups and /dev/shm hold is the bound.
         private: Serves one program, which started it and may hand over functions and arrays.
     """
 
@@ -63,6 +68,7 @@ class Config:
     max_consumers: int = 64
     max_ring_bytes: int = 4 << 30
     max_pixels: int = MAX_PIXELS
+    max_total_bytes: int = NO_BOUND
     private: bool = False
 
     def __post_init__(self) -> None:
@@ -72,7 +78,8 @@ class Config:
         _check_number("server.lease", self.lease, 0.1, 86400)
         _check_number("server.worker_deadline", self.worker_deadline, 0.1, 86400)
         _check_whole("server.max_consumers", self.max_consumers, 1, 65536)
-        _check_whole("server.max_ring_bytes", self.max_ring_bytes, 1 << 20, 1 << 50)
+        _check_whole("server.max_ring_bytes", self.max_ring_bytes, 1 << 20, NO_BOUND)
+        _check_whole("server.max_total_bytes", self.max_total_bytes, 1 << 20, NO_BOUND)
         _check_whole("server.max_pixels", self.max_pixels, 1, 1 << 34)
 
     def slots(self, asked: int | None, slot_bytes: int) -> int:
@@ -95,7 +102,7 @@ class Config:
 
 _SERVER_KEYS = (
     "listen", "workers", "roots", "allow_transforms", "lease", "worker_deadline", "max_consumers",
-    "max_ring_bytes", "max_pixels",
+    "max_ring_bytes", "max_total_bytes", "max_pixels",
 )  # fmt: skip
 
 

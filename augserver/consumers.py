@@ -9,12 +9,10 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
-from augproto import segment as segments
 from augproto.errors import AugError, ConfigError, LocalProtocolError, SessionLost
 from augproto.faults import fault_of
 from augproto.messages import (
@@ -45,6 +43,7 @@ from augserver.crew import Crew
 from augserver.datasets.arrays import ArrayDataset
 from augserver.datasets.store import DatasetStore
 from augserver.dispatcher import Dispatcher
+from augserver.memory import Memory
 
 #: Seconds of silence after which a conversation that has opened nothing is forgotten.
 GREETING = 5.0
@@ -81,13 +80,10 @@ class Consumers:
         self._abandoned: list[Future[ArrayDataset]] = []
         self._bad: dict[tuple[str, int], Bad] = {}
         self._next_stream = 1
-        self._segments_named = 0
-        self._name = f"{segments.PREFIX}{os.getuid()}-{os.getpid():x}{secrets.token_hex(3)}"
-        self.datasets = DatasetStore(self._name_segment, wake)
-
-    def _name_segment(self) -> str:
-        self._segments_named += 1
-        return f"{self._name}-{self._segments_named}"
+        self._memory = Memory(
+            most=config.max_total_bytes, workers=config.workers, private=config.private
+        )
+        self.datasets = DatasetStore(self._memory.segment, wake)
 
     # -- what consumers say ---------------------------------------------------------------------
 
@@ -174,9 +170,7 @@ class Consumers:
     def _open_stream(
         self, conversation: Conversation, wish: Open, spec: Spec, dataset: ArrayDataset
     ) -> None:
-        ringed = open_stream(
-            self._next_stream, wish, spec, dataset, self._config, self._name_segment
-        )
+        ringed = open_stream(self._next_stream, wish, spec, dataset, self._config, self._memory)
         self._next_stream += 1
         conversation.ringed = ringed
         opened = ringed.opened

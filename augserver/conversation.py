@@ -8,12 +8,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import secrets
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from augproto.errors import ConfigError, NoRoom, NotAllowed, UnknownStream
-from augproto.layout import Layout
+from augproto.errors import ConfigError, NotAllowed, UnknownStream
 from augproto.messages import ArraySpec, Define, Open, Opened
 from augproto.ring import Ring
 from augproto.segment import Segment
@@ -23,10 +21,9 @@ from augproto.structure import names_to_wire
 from augserver.config import Config
 from augserver.datasets.arrays import ArrayDataset, attach
 from augserver.datasets.listing import check_roots
+from augserver.memory import Memory
 from augserver.recipe import Recipe
 
-#: With less room than asked for, a ring gets as many slots as fit, but at least these.
-FEWEST_SLOTS = 3
 #: Fields of a configured stream that a consumer may set for itself.
 CHANGEABLE = ("batch_size", "shuffle", "seed", "shard", "drop_remainder", "subset")
 
@@ -119,9 +116,8 @@ def spec_of(wish: Open, config: Config) -> Spec:
 
 
 def open_stream(
-    stream: int, wish: Open, spec: Spec, dataset: ArrayDataset, config: Config,
-    name_segment: Callable[[], str],
-) -> Ringed:  # fmt: skip
+    stream: int, wish: Open, spec: Spec, dataset: ArrayDataset, config: Config, memory: Memory
+) -> Ringed:
     """Make the ring and the messages that tell the consumer and the workers of it.
 
     Raises:
@@ -132,7 +128,7 @@ def open_stream(
     spec = spec.with_classes(dataset.class_names)
     recipe = Recipe(spec, seed, attach(dataset.sources))
     layout = recipe.layout
-    segment, slots = _make_ring(layout, config.slots(wish.slots, layout.slot_bytes), name_segment)
+    segment, slots = memory.ring(layout, config.slots(wish.slots, layout.slot_bytes))
     structure = {role: names_to_wire(names) for role, names in recipe.structure.items()}
     opened = Opened(
         stream=stream,
@@ -150,22 +146,6 @@ def open_stream(
     )
     define = Define(stream, spec.to_wire(), seed, dataset.sources, segment.name, slots)
     return Ringed(opened, define, segment, Ring(segment.map(), layout, slots), dataset)
-
-
-def _make_ring(layout: Layout, slots: int, name: Callable[[], str]) -> tuple[Segment, int]:
-    """As many of these slots as fit, but not fewer than the fewest."""
-    wanted = slots
-    while True:
-        try:
-            segment = Segment(name(), layout.segment_bytes(slots))
-        except NoRoom:
-            if slots <= FEWEST_SLOTS:
-                raise
-            slots = max(FEWEST_SLOTS, slots // 2)
-            continue
-        if slots < wanted:
-            _log.warning("shared memory is short: a ring of %d slots instead of %d", slots, wanted)
-        return segment, slots
 
 
 def with_seeds(config: Config) -> Config:

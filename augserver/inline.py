@@ -6,7 +6,6 @@ There is no ring and no prefetching: a batch is computed when it is asked for, i
 
 from __future__ import annotations
 
-import os
 import random
 import secrets
 from collections.abc import Callable, Mapping
@@ -18,12 +17,13 @@ import numpy.typing as npt
 from augproto.errors import WorkerError
 from augproto.layout import aligned_empty
 from augproto.messages import ArraySpec, Bad, Opened
-from augproto.segment import PREFIX
 from augproto.spec import Spec
 from augproto.structure import names_to_wire
+from augserver.config import NO_BOUND
 from augserver.datasets.arrays import attach, load
 from augserver.datasets.listing import list_files
 from augserver.functions import resolve
+from augserver.memory import Memory
 from augserver.recipe import Recipe
 from augserver.transforms import SampleError
 
@@ -55,8 +55,8 @@ class Inline:
             arrays, fingerprint = listing.arrays, listing.fingerprint
             spec = spec.with_classes(listing.class_names)
         if arrays is None:
-            name = f"{PREFIX}{os.getuid()}-{os.getpid():x}{secrets.token_hex(3)}-inline"
-            dataset = load(spec.data, name)
+            memory = Memory(most=NO_BOUND, workers=0, private=True)
+            dataset = load(spec.data, memory.segment)
             arrays = attach(dataset.sources)
             fingerprint = dataset.fingerprint
             dataset.close()  # the maps stay

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
+import os
 import signal
 
 import numpy as np
@@ -17,16 +19,36 @@ from augproto.spec import Spec
 from augproto.transforms import Transforms
 from augserver.recipe import Recipe
 
+#: Tells the forkserver who its server is.
+SERVER_VARIABLE = "AUGSERVER_SERVER_PID"
+
 _PR_SET_PDEATHSIG = 1
+#: The forkserver; a worker is a fork of it.
+_IMPORTER = os.getpid()
 
 
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent dies, whatever the parent dies of.
 
+    The parent may have died before the kernel was asked, and then nobody would be killed; so this
+    process ends if its parent is another than it should be.
+
     Linux only (prctl(2)); elsewhere the end of the pipe has to do.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if _parent() not in (None, os.getppid()):
+        os._exit(1)
+
+
+def _parent() -> int | None:
+    """Who the parent is by rights; None where nobody has said so."""
+    if os.getpid() != _IMPORTER:
+        return _IMPORTER
+    if multiprocessing.parent_process() is not None:
+        return None  # a worker whose forkserver could not import this
+    server = os.environ.get(SERVER_VARIABLE, "")
+    return int(server) if server.isdecimal() else None
 
 
 def warm() -> None:

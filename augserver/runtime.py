@@ -1,7 +1,8 @@
 """A server's private folder: its sockets lie there, and the next server sweeps it when it died.
 
-The folder is 0700, so a socket in it needs no other protection. Like a segment it is locked for
-life and created under a temporary name; a folder whose lock can be taken has no owner.
+The folder is 0700, so a socket in it needs no other protection. Beside it lies a lock that is held
+for life, taken before the folder is made and removed after it: a lock that can be taken has no
+owner. In it stand the sockets that lie elsewhere, for whoever sweeps.
 """
 
 from __future__ import annotations
@@ -9,17 +10,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import stat
-import tempfile
-import time
 from pathlib import Path
 
 from augproto.errors import ConfigError
 
-_FRESH = "new-"
-_FRESH_SECONDS = 60.0
-_LOCK = "lock"
+_SERVER = "server-"
+_LOCK = ".lock"
 #: A socket's path has at most 107 bytes, and the forkserver's lies two levels below the root.
 _LONGEST = 60
 
@@ -58,38 +57,70 @@ class RuntimeFolder:
     """A folder that is this process's own until close()."""
 
     def __init__(self) -> None:
-        fresh = Path(tempfile.mkdtemp(prefix=_FRESH, dir=root()))
-        self._lock = os.open(fresh / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self.path = fresh.with_name(f"server-{fresh.name.removeprefix(_FRESH)}")
-        fresh.rename(self.path)
+        while True:
+            self.path = root() / f"{_SERVER}{secrets.token_hex(4)}"
+            self._lock_path = self.path.with_name(f"{self.path.name}{_LOCK}")
+            try:
+                self._lock = _take(self._lock_path)
+                break
+            except BlockingIOError:
+                continue  # a sweep has taken it for a dead one's, and removes it
+        self.path.mkdir(mode=0o700)
+
+    def note(self, socket: Path) -> None:
+        """Have a socket's file removed by a sweep, should this process be killed."""
+        os.write(self._lock, os.fsencode(socket.absolute()) + b"\0")
 
     def close(self) -> None:
         """Remove it."""
         shutil.rmtree(self.path, ignore_errors=True)
+        self._lock_path.unlink(missing_ok=True)
         os.close(self._lock)
 
 
-def sweep() -> None:
-    """Remove folders of servers that are dead."""
-    for path in root().iterdir():
-        if path.name.startswith(_FRESH):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime < _FRESH_SECONDS:
-                    continue
-        elif not path.name.startswith("server-"):
-            continue
-        try:
-            lock = os.open(path / _LOCK, os.O_RDWR)
-        except OSError:
-            if path.name.startswith(_FRESH):
-                shutil.rmtree(path, ignore_errors=True)
-            continue
+def _take(path: Path, flags: int = os.O_CREAT) -> int:
+    """Lock a file, made if need be; returns its descriptor.
+
+    Raises:
+        BlockingIOError: Its owner lives.
+        FileNotFoundError: There is none, and `flags` do not make one.
+    """
+    while True:
+        lock = os.open(path, os.O_RDWR | flags, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
+            if os.fstat(lock).st_nlink:
+                return lock
         except OSError:
-            pass  # it has an owner
+            os.close(lock)
+            raise
+        os.close(lock)  # its last owner has unlinked it meanwhile
+
+
+def sweep() -> None:
+    """Remove folders and sockets of servers that are dead."""
+    for path in root().glob(f"{_SERVER}*{_LOCK}"):
+        with contextlib.suppress(OSError):  # it has an owner, or somebody else was faster
+            lock = _take(path, 0)
+            try:
+                for name in path.read_bytes().split(b"\0"):
+                    if name:
+                        _sweep_socket(Path(os.fsdecode(name)))
+                shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+                path.unlink()
+            finally:
+                os.close(lock)
+
+
+def _sweep_socket(socket: Path) -> None:
+    """Remove a socket's file and its lock, unless another server has that path by now."""
+    path = Path(f"{socket}{_LOCK}")
+    with contextlib.suppress(OSError):
+        lock = _take(path, 0)
+        try:
+            if socket.is_socket():
+                socket.unlink()
+            path.unlink()
         finally:
             os.close(lock)
 
@@ -99,9 +130,12 @@ class SocketLock:
 
     ZeroMQ removes a socket file that is in its way and would silently take a living server's
     place; the lock beside it says whether that server lives.
+
+    Args:
+        folder: The server's own, where the socket is noted.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, folder: RuntimeFolder) -> None:
         self._path: Path | None = None
         if not address.startswith("ipc://"):
             return
@@ -111,11 +145,11 @@ class SocketLock:
             raise ConfigError(
                 f"listen: {address}: {socket} exists and is no socket; wanted a path of its own"
             )
-        path = Path(f"{socket}.lock")
+        path = Path(f"{socket}{_LOCK}")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            while not self._take(path):
-                continue
+            folder.note(socket)  # before the lock's file is there
+            self._fd = _take(path)
         except BlockingIOError as error:
             raise ConfigError(
                 f"listen: {address}: another server listens there; stop it or choose another path"
@@ -123,19 +157,6 @@ class SocketLock:
         except OSError as error:
             raise ConfigError(f"listen: {address}: {path}: {error.strerror}") from error
         self._path = path
-
-    def _take(self, path: Path) -> bool:
-        """Lock the file; False if its last owner has unlinked it meanwhile."""
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(self._fd).st_nlink:
-                return True
-        except OSError:
-            os.close(self._fd)
-            raise
-        os.close(self._fd)
-        return False
 
     def close(self) -> None:
         """Let the next server have the path."""

@@ -104,7 +104,7 @@ class Server:
         router.setsockopt(zmq.SNDTIMEO, 0)
         listen = self.config.listen or (f"ipc://{folder.path / 'ctl.sock'}",)
         for address in listen:
-            started.callback(runtime.SocketLock(address).close)
+            started.callback(runtime.SocketLock(address, folder).close)
             before = os.umask(0o177)  # a socket's file is its owner's alone
             try:
                 router.bind(address)

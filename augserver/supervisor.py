@@ -85,6 +85,7 @@ class Supervisor:
         # forkserver's socket file goes where a later server sweeps, even if this one is killed.
         for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ.setdefault(variable, "1")
+        os.environ["AUGSERVER_SERVER_PID"] = str(os.getpid())  # see preload.die_with_parent
         # Named here, multiprocessing's folder is also ours to remove, before its own exit hooks.
         config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
         config["tempdir"] = str(runtime)

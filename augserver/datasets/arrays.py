@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from augproto.errors import AugError, ConfigError
 from augproto.fingerprint import fingerprint
 from augproto.layout import DTYPE_KINDS, FIELD_ALIGNMENT
 from augproto.messages import ArraySpec, Source
-from augproto.segment import HOME, Segment, map_file
+from augproto.segment import Segment, map_file
 
 Array = npt.NDArray[Any]
+#: Makes a segment of so many bytes, or raises NoRoom.
+MakeSegment = Callable[[int], Segment]
 
 
 @dataclass(slots=True)
@@ -64,30 +66,31 @@ def places(arrays: Iterable[ArraySpec], path: str) -> tuple[tuple[Source, ...], 
     return tuple(sources), max(offset, FIELD_ALIGNMENT)
 
 
-def reserve(name: str, arrays: Sequence[ArraySpec], segment_name: str) -> ArrayDataset:
+def reserve(name: str, arrays: Sequence[ArraySpec], make: MakeSegment) -> ArrayDataset:
     """Make room for arrays that a client will write into it.
 
     Raises:
         NoRoom: They do not fit.
     """
-    path = str(HOME / segment_name)
-    sources, size = places(arrays, path)
-    return ArrayDataset(sources, name, segment=Segment(segment_name, size))
+    sources, size = places(arrays, "")
+    segment = make(size)
+    placed = tuple(source._replace(path=str(segment.path)) for source in sources)
+    return ArrayDataset(placed, name, segment=segment)
 
 
-def hold(name: str, arrays: dict[str, Array], segment_name: str) -> ArrayDataset:
+def hold(name: str, arrays: dict[str, Array], make: MakeSegment) -> ArrayDataset:
     """Put arrays into memory that all workers share.
 
     Raises:
         NoRoom: They do not fit.
     """
     specs = [ArraySpec(n, a.dtype.str, a.shape) for n, a in arrays.items()]
-    dataset = reserve(name, specs, segment_name)
+    dataset = reserve(name, specs, make)
     write(dataset.sources, arrays)
     return dataset
 
 
-def load(paths: Sequence[str], segment_name: str) -> ArrayDataset:
+def load(paths: Sequence[str], make: MakeSegment) -> ArrayDataset:
     """Open .npz and .npy files.
 
     A .npz is unpacked into a segment; a .npy is mapped where it lies. Objects (pickles) are
@@ -130,7 +133,7 @@ def load(paths: Sequence[str], segment_name: str) -> ArrayDataset:
     digest.update(fingerprint(unpacked).encode())
     if not unpacked:
         return ArrayDataset(tuple(mapped), digest.hexdigest())
-    dataset = hold(digest.hexdigest(), unpacked, segment_name)
+    dataset = hold(digest.hexdigest(), unpacked, make)
     dataset.sources += tuple(mapped)
     return dataset
 

@@ -10,7 +10,7 @@ from augproto.errors import ConfigError
 from augproto.messages import ArraySpec
 from augproto.pictures import Pictures
 from augproto.spec import HANDED, Spec
-from augserver.datasets.arrays import ArrayDataset, hold, load, reserve
+from augserver.datasets.arrays import ArrayDataset, MakeSegment, hold, load, reserve
 from augserver.datasets.listing import list_files
 
 
@@ -22,12 +22,12 @@ class DatasetStore:
     (`withdraw`), or its end, lets them go.
 
     Args:
-        name_segment: Gives a fresh name for a segment.
+        make: Makes a segment of so many bytes.
         loaded: Called, in another thread, when a load has ended.
     """
 
-    def __init__(self, name_segment: Callable[[], str], loaded: Callable[[], None]) -> None:
-        self._name_segment = name_segment
+    def __init__(self, make: MakeSegment, loaded: Callable[[], None]) -> None:
+        self._make = make
         self._loaded = loaded
         self._datasets: dict[tuple[str, ...], ArrayDataset] = {}
         self._filling: dict[str, ArrayDataset] = {}
@@ -79,7 +79,7 @@ class DatasetStore:
         key = ("files", listing.fingerprint)
         dataset = self._datasets.get(key)
         if dataset is None:
-            dataset = hold(listing.fingerprint, listing.arrays, self._name_segment())
+            dataset = hold(listing.fingerprint, listing.arrays, self._make)
             dataset.class_names = listing.class_names
             self._datasets[key] = dataset
         dataset.users += 1
@@ -88,7 +88,7 @@ class DatasetStore:
     def _load(self, key: tuple[str, ...], paths: tuple[str, ...]) -> ArrayDataset:
         dataset = self._datasets.get(key)
         if dataset is None:
-            dataset = self._datasets[key] = load(paths, self._name_segment())
+            dataset = self._datasets[key] = load(paths, self._make)
         dataset.users += 1
         return dataset
 
@@ -98,7 +98,7 @@ class DatasetStore:
         if key in self._datasets:
             self._datasets[key].users += 1
             return None
-        self._filling[name] = reserve(name, arrays, self._name_segment())
+        self._filling[name] = reserve(name, arrays, self._make)
         return self._filling[name]
 
     def filled(self, name: str) -> None:

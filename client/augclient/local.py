@@ -40,7 +40,7 @@ from augproto.messages import (
     decode,
     encode,
 )
-from augproto.segment import attach, sweep
+from augproto.segment import map_file, sweep
 
 #: Seconds for a private server to start and to answer.
 START_TIMEOUT = 60.0
@@ -124,7 +124,7 @@ class PrivateServer:
         specs = tuple(ArraySpec(n, a.dtype.str, a.shape) for n, a in arrays.items())
         room = self.ask(Offer(name, specs), Room)
         if room.sources:
-            memory = attach(os.path.basename(room.sources[0].path), writable=True)
+            memory = map_file(room.sources[0].path, writable=True)
             for source in room.sources:
                 flat = arrays[source.name].reshape(-1).view(np.uint8)
                 memory[source.offset : source.offset + flat.nbytes] = flat

@@ -1,18 +1,22 @@
-"""Named shared memory: create, attach, sweep. Only this file touches it, and only it locks files.
+"""Shared memory, with a name or without: create, attach, sweep. Only this file touches it.
 
 Theory of operation (Linux; every trap below was met and measured):
 
-* A segment is created through `multiprocessing.shared_memory` and taken out of the resource
-  tracker at once: before Python 3.13 every process that attaches registers the segment too, and
-  the first one to exit would unlink it under everybody else.
-* Everybody, the creator included, maps it by `os.open` + `mmap`: that can be read-only, and the
-  mapping dies with its last view, whereas `SharedMemory.close()` either refuses (BufferError) or,
-  with a view made by `ndarray(buffer=...)`, leaves a pointer to unmapped memory.
+* A segment is a file in /dev/shm, as shm_open(3) would make it, and every process, its creator
+  included, maps it by `os.open` + `mmap`. Python's SharedMemory would do the former, but tells a
+  *resource tracker*, which calls the segment leaked when its owner is killed, and before Python
+  3.13 unlinks it as soon as anybody who has attached exits. It maps so that close() either refuses
+  (BufferError) or leaves a pointer to unmapped memory; an mmap dies with its last view.
 * tmpfs over-commits: creating 128 MiB in a /dev/shm of 64 succeeds, the first write is SIGBUS.
-  `posix_fallocate` right after the creation turns that into an error at the door.
+  `posix_fallocate` turns that into an error at the door, and MADV_POPULATE_WRITE maps the pages
+  for the owner, again with an error where a touch would be a signal. Neither helps against the
+  limit of a memory cgroup: there the kernel kills. Whoever creates has to ask first.
+* Where /dev/shm is too small, a segment may be *nameless*: a memfd, which only memory bounds.
+  Others of the same user reach it through its owner's descriptor in /proc, and it vanishes with
+  its last holder. It is sealed, so that nobody can cut it under a reader.
 * The owner holds `flock(LOCK_EX)` on the segment for life. The kernel drops it on any death, in
-  any pid namespace, so a segment whose lock can be taken has no owner: `sweep` unlinks it.
-  Creation happens under a temporary name, so that no sweep sees a segment before its lock.
+  any pid namespace, so a segment whose lock can be taken has no owner: `sweep` unlinks it. One
+  that has just been created looks like that too; its creator notices and creates it again.
 * A consumer holds a shared *open-file-description* lock on the first byte (a second, independent
   kind of lock). The server asks the kernel whether somebody holds it: the answer separates a dead
   consumer, whose ring may be freed, from a silent one, whose ring may not.
@@ -25,11 +29,11 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import struct
 import sys
 import time
 import weakref
-from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
 from types import TracebackType
 
@@ -39,11 +43,18 @@ import numpy.typing as npt
 from augproto.errors import NoRoom, ServerLost
 
 PREFIX = "augserver-"
-_FRESH_PREFIX = "augserver.new-"
-#: A creation is over in milliseconds; one of this age (seconds) was interrupted for ever.
-_FRESH_SECONDS = 60.0
+#: How a peer names a nameless segment: NAME@PID.DESCRIPTOR, of the process that owns it.
+_NAMELESS = re.compile(rf"({PREFIX}[^/@]*)@([0-9]+)\.([0-9]+)")
+_DESCRIPTOR = re.compile(r"/proc/[0-9]+/fd/[0-9]+")
+#: Times that a creation gives way to a sweep which took the new segment for a dead one's.
+_ATTEMPTS = 1000
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: l_type, l_whence, l_start, l_len, l_pid
-
+#: madvise(2): touch all pages for writing, now. Linux 5.14; Python has no name for it.
+_MADV_POPULATE_WRITE = 23
+#: So much is touched in one call: Python's madvise keeps all other threads waiting.
+_POPULATE_BYTES = 16 << 20
+#: How a kernel, or what stands in for one, says that it does not know that advice.
+_UNKNOWN_ADVICE = {errno.EINVAL, errno.ENOSYS, errno.EPERM}
 
 #: Where Linux keeps shared memory by name, and where a server makes its segments.
 HOME = Path("/dev/shm")
@@ -53,31 +64,94 @@ def directory() -> Path:
     """Where a consumer finds the segments of a server that it joins.
 
     That is HOME, or what AUGSERVER_SHM_DIR names: a consumer outside the server's container has
-    the server's /dev/shm mounted elsewhere, where `SharedMemory` cannot look.
+    the server's /dev/shm mounted elsewhere.
     """
     return Path(os.environ.get("AUGSERVER_SHM_DIR") or HOME)
 
 
-def _create_unlocked(name: str, size: int) -> None:
-    """Create through multiprocessing.shared_memory, untracked; nothing stays mapped."""
-    if sys.version_info >= (3, 13):
-        memory = shared_memory.SharedMemory(name, create=True, size=size, track=False)
-    else:
-        memory = shared_memory.SharedMemory(name, create=True, size=size)
-        resource_tracker.unregister(f"/{name}", "shared_memory")
-    memory.close()
+def _open(path: str | Path, flags: int, link: str = f"/memfd:{PREFIX}") -> int:
+    """Open a file; among the descriptors of a process only a nameless segment.
+
+    The process may have ended and its number be another's, so what is opened is looked at first:
+    O_PATH opens nothing.
+
+    Args:
+        link: How the name of a nameless segment has to begin.
+    """
+    if _DESCRIPTOR.fullmatch(str(path)) is None:
+        return os.open(path, flags)
+    handle = os.open(path, os.O_PATH)
+    try:
+        itself = f"/proc/self/fd/{handle}"
+        if not os.readlink(itself).startswith(link):
+            raise FileNotFoundError(errno.ENOENT, "the segment there is gone", str(path))
+        return os.open(itself, flags)
+    finally:
+        os.close(handle)
+
+
+def _open_segment(name: str, folder: Path, flags: int) -> int:
+    """Open somebody's segment by the name that its owner tells."""
+    nameless = _NAMELESS.fullmatch(name)
+    if nameless is not None:
+        own, pid, fd = nameless.groups()
+        return _open(f"/proc/{pid}/fd/{fd}", flags, f"/memfd:{own} ")
+    if "/" in name or "@" in name or not name.startswith(PREFIX):
+        raise ServerLost(f"attach: {name!r:.80} is not the name of a segment of augserver")
+    return _open(folder / name, flags)
+
+
+def _access(writable: bool) -> int:
+    return os.O_RDWR if writable else os.O_RDONLY
+
+
+def _map(fd: int, *, writable: bool) -> mmap.mmap:
+    """Map a whole file; closes the descriptor (the map has one of its own)."""
+    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    try:
+        return mmap.mmap(fd, os.fstat(fd).st_size, mmap.MAP_SHARED, protection)
+    finally:
+        os.close(fd)
 
 
 def map_file(path: str | Path, *, writable: bool = False) -> npt.NDArray[np.uint8]:
     """A file's bytes as they lie; the mapping lives as long as its last view."""
-    fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
-    try:
-        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        memory = mmap.mmap(fd, os.fstat(fd).st_size, mmap.MAP_SHARED, protection)
-    finally:
-        os.close(fd)
     # The array holds the mmap object, which unmaps when nothing holds it any more.
-    return np.frombuffer(memory, np.uint8)
+    return np.frombuffer(_map(_open(path, _access(writable)), writable=writable), np.uint8)
+
+
+def _create(path: Path) -> int:
+    """A new file under its owner's lock; returns its descriptor."""
+    for _ in range(_ATTEMPTS):
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        except FileExistsError:
+            time.sleep(0.001)  # a sweep is about to unlink the last attempt's
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_nlink:
+                return fd
+        except BlockingIOError:
+            pass
+        os.close(fd)
+    raise FileExistsError(errno.EEXIST, "is there already, or is swept all the time", str(path))
+
+
+def _populate(memory: mmap.mmap) -> None:
+    """Touch every page, where the kernel can do so without a signal.
+
+    Raises:
+        NoRoom: A page cannot be had.
+    """
+    for start in range(0, len(memory), _POPULATE_BYTES):
+        length = min(_POPULATE_BYTES, len(memory) - start)
+        try:
+            memory.madvise(_MADV_POPULATE_WRITE, start, length)
+        except OSError as error:
+            if error.errno in _UNKNOWN_ADVICE:
+                return
+            raise NoRoom(error.errno, f"shared memory: {error.strerror}") from error
 
 
 class Segment:
@@ -85,39 +159,59 @@ class Segment:
 
     Attributes:
         name: Of the segment, as a peer attaches it.
+        path: Where other processes of this machine and user find its file.
         size: Bytes asked for.
     """
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, name: str, size: int, *, nameless: bool = False) -> None:
         """Create it, with every byte backed by memory.
+
+        Args:
+            nameless: Not in /dev/shm, so that only memory bounds it; ask first (see above).
 
         Raises:
             NoRoom: Shared memory cannot hold it; nothing is left behind.
         """
         self.name = name
+        self.path = HOME / name
         self.size = size
-        fresh = f"{_FRESH_PREFIX}{name.removeprefix(PREFIX)}"
-        path = HOME / fresh
         self._fd: int | None = None
+        self._memory: npt.NDArray[np.uint8] | None = None
+        self._nameless = nameless
         try:
-            _create_unlocked(fresh, size)
-            self._fd = os.open(path, os.O_RDWR)
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if nameless:
+                self._fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+                self.name = f"{name}@{os.getpid()}.{self._fd}"
+                self.path = Path(f"/proc/{os.getpid()}/fd/{self._fd}")
+            else:
+                self._fd = _create(self.path)
             os.posix_fallocate(self._fd, 0, size)
-            os.rename(path, HOME / name)
+            if nameless:
+                seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+                fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, seals)
+            memory = _map(_open(self.path, os.O_RDWR), writable=True)
+            _populate(memory)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-            if self._fd is not None:
-                os.close(self._fd)
-            if error.errno in (errno.ENOSPC, errno.ENOMEM):
+            self.close()
+            if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
                 raise NoRoom(errno.ENOSPC, _no_room(size)) from error
             raise
-        self._path = HOME / name
+        self._memory = np.frombuffer(memory, np.uint8)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was given up."""
+        return self._fd is None
 
     def map(self) -> npt.NDArray[np.uint8]:
-        """A writable mapping; it lives as long as its last view."""
-        return map_file(self._path, writable=True)
+        """The owner's writable mapping, with its pages in place; it lives as long as its last view.
+
+        Raises:
+            ValueError: The segment is closed.
+        """
+        if self._memory is None:
+            raise ValueError(f"map: segment {self.name} is closed")
+        return self._memory
 
     def consumer_lives(self) -> bool:
         """Whether a consumer holds the segment (see `Holder`)."""
@@ -129,10 +223,12 @@ class Segment:
 
     def close(self) -> None:
         """Unlink it and give up the lock; mappings, here and elsewhere, stay readable."""
+        self._memory = None
         if self._fd is None:
             return
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
+        if not self._nameless:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path)
         os.close(self._fd)
         self._fd = None
 
@@ -154,16 +250,15 @@ def attach(name: str, folder: Path = HOME, *, writable: bool = False) -> npt.NDA
     Raises:
         ServerLost: There is no segment of that name here.
     """
-    if "/" in name or not name.startswith(PREFIX):
-        raise ServerLost(f"attach: {name!r:.80} is not the name of a segment of augserver")
     try:
-        return map_file(folder / name, writable=writable)
+        fd = _open_segment(name, folder, _access(writable))
     except FileNotFoundError as error:
         raise ServerLost(
             f"attach: no segment {name} in {folder}. Either its server has ended, or this "
             "process does not share the server's shared memory (containers: `ipc: service:...`, "
             "or mount the server's /dev/shm and set AUGSERVER_SHM_DIR)"
         ) from error
+    return np.frombuffer(_map(fd, writable=writable), np.uint8)
 
 
 class Holder:
@@ -174,7 +269,7 @@ class Holder:
     """
 
     def __init__(self, name: str, folder: Path = HOME) -> None:
-        self._fd: int | None = os.open(folder / name, os.O_RDONLY)
+        self._fd: int | None = _open_segment(name, folder, os.O_RDONLY)
         lock = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 1, 0)
         fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, lock)
         _holders.add(self)
@@ -208,22 +303,19 @@ os.register_at_fork(after_in_child=_forget_in_child)
 def sweep() -> list[str]:
     """Unlink every segment of this user whose owner is dead; returns their names."""
     swept = []
-    for path in [*HOME.glob(f"{PREFIX}*"), *HOME.glob(f"{_FRESH_PREFIX}*")]:
+    for path in HOME.glob(f"{PREFIX}*"):
         try:
-            status = path.stat()
-            if status.st_uid != os.getuid():
+            if path.lstat().st_uid != os.getuid():
                 continue
-            if path.name.startswith(_FRESH_PREFIX) and time.time() - status.st_mtime < (
-                _FRESH_SECONDS
-            ):
-                continue
-            fd = os.open(path, os.O_RDWR)
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         except OSError:
             continue  # somebody else was faster
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)
-            swept.append(path.name)
+            # Without a link it was swept between the two calls, and its name may be another's.
+            if os.fstat(fd).st_nlink:
+                os.unlink(path)
+                swept.append(path.name)
         except OSError:
             pass  # it has an owner
         finally:
@@ -231,15 +323,18 @@ def sweep() -> list[str]:
     return swept
 
 
-def room() -> int:
-    """Bytes free in the directory of segments."""
+def room() -> tuple[int, int]:
+    """Bytes free, and in all, in the directory of segments."""
     status = os.statvfs(HOME)
-    return status.f_bavail * status.f_frsize
+    if not status.f_blocks:  # mounted without a size
+        return sys.maxsize, sys.maxsize
+    return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
 
 
 def _no_room(size: int) -> str:
+    free = room()[0] / 2**20
     return (
-        f"a segment of {size / 2**20:.1f} MiB does not fit: {HOME} has "
-        f"{room() / 2**20:.1f} MiB free. Make the ring smaller (slots, batch_size, target_size), "
-        "or give the container more shared memory (compose: shm_size; docker run: --shm-size)"
+        f"a segment of {size / 2**20:.1f} MiB does not fit: {HOME} has {free:.1f} MiB free. Make "
+        "the ring smaller (slots, batch_size, target_size), or give the container more shared "
+        "memory (compose: shm_size; docker run: --shm-size)"
     )

@@ -34,6 +34,7 @@ lease = 5
 worker_deadline = 2.5
 max_consumers = 7
 max_ring_bytes = 1_000_000_000
+max_total_bytes = 8_000_000_000
 
 [streams.cifar]
 data = ["cifar.npz", "/elsewhere/weights.npy"]
@@ -67,6 +68,7 @@ def test_a_file_becomes_a_config(tmp_path: Path) -> None:
         worker_deadline=2.5,
         max_consumers=7,
         max_ring_bytes=10**9,
+        max_total_bytes=8 * 10**9,
         streams={
             "cifar": Spec.from_wire(
                 {
@@ -98,7 +100,7 @@ def test_an_empty_file_is_a_config() -> None:
 def test_every_key_but_those_of_the_program_is_known_in_a_file() -> None:
     for key in KEYS:
         value: Any = {"listen": "ipc:///x", "roots": "/", "allow_transforms": "a:b"}.get(key, 1)
-        parse({"server": {key: value if key != "max_ring_bytes" else 1 << 20}}, Path("/"), {})
+        parse({"server": {key: 1 << 20 if key.endswith("_bytes") else value}}, Path("/"), {})
     with pytest.raises(ConfigError, match=r"unknown key server\.private; wanted one of listen"):
         parse({"server": {"private": True}}, Path("/"), {})
 
@@ -178,6 +180,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("worker_deadline", 0.1, 86400),
         ("max_consumers", 1, 65536),
         ("max_ring_bytes", 1 << 20, 1 << 50),
+        ("max_total_bytes", 1 << 20, 1 << 50),
     ],
 )
 def test_numbers_have_bounds(key: str, low: float, high: float) -> None:
@@ -191,12 +194,12 @@ def test_numbers_have_bounds(key: str, low: float, high: float) -> None:
             Config(**{key: value})
 
 
-@pytest.mark.parametrize("key", ["workers", "max_consumers", "max_ring_bytes"])
+@pytest.mark.parametrize("key", ["workers", "max_consumers", "max_ring_bytes", "max_total_bytes"])
 def test_what_is_counted_is_a_whole_number(key: str) -> None:
     with pytest.raises(
         ConfigError, match=rf"server\.{key}: got 2097152\.5|server\.{key}: got 2\.5"
     ):
-        Config(**{key: 2097152.5 if key == "max_ring_bytes" else 2.5})  # type: ignore[arg-type]
+        Config(**{key: 2097152.5 if key.endswith("_bytes") else 2.5})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

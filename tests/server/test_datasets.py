@@ -21,7 +21,7 @@ from augproto.errors import AugError, ConfigError, NoRoom, NotAllowed
 from augproto.fingerprint import fingerprint
 from augproto.layout import FIELD_ALIGNMENT
 from augproto.messages import ArraySpec
-from augproto.segment import PREFIX
+from augproto.segment import PREFIX, Segment
 from augproto.spec import HANDED, Spec
 from augserver.datasets.arrays import ArrayDataset, attach, load, places, write
 from augserver.datasets.listing import check_roots
@@ -36,8 +36,9 @@ X = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
 Y = np.array([7, 8])
 
 
-def fresh_name() -> str:
-    return f"{PREFIX}{os.getuid()}-{os.getpid():x}{secrets.token_hex(3)}-test"
+def make(size: int) -> Segment:
+    name = f"{PREFIX}{os.getuid()}-{os.getpid():x}{secrets.token_hex(3)}-test"
+    return Segment(name, size)
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def opened() -> Iterator[list[ArrayDataset]]:
 
 
 def loaded(opened: list[ArrayDataset], *paths: Path) -> ArrayDataset:
-    opened.append(load([str(path) for path in paths], fresh_name()))
+    opened.append(load([str(path) for path in paths], make))
     return opened[-1]
 
 
@@ -254,7 +255,7 @@ def test_two_arrays_of_one_name_are_refused(tmp_path: Path, opened: list[ArrayDa
 
 
 def test_what_does_not_fit_into_shared_memory_leaves_nothing() -> None:
-    store = DatasetStore(fresh_name, lambda: None)
+    store = DatasetStore(make, lambda: None)
     with pytest.raises(NoRoom, match="does not fit"):
         store.offer("huge", [ArraySpec("x", "f8", (1 << 42,))])
     store.close()
@@ -305,8 +306,13 @@ def test_an_offer_of_what_is_no_number_is_refused(dtype: str) -> None:
         places([ArraySpec("a", dtype, (3,))], "x")
 
 
-def test_what_is_written_is_what_is_attached(opened: list[ArrayDataset]) -> None:
-    store = DatasetStore(fresh_name, lambda: None)
+@pytest.mark.parametrize("nameless", [False, True])
+def test_what_is_written_is_what_is_attached(nameless: bool) -> None:
+    store = DatasetStore(
+        lambda size: Segment(f"{PREFIX}{os.getuid()}-{secrets.token_hex(8)}-test", size,
+                             nameless=nameless),
+        lambda: None,
+    )  # fmt: skip
     room = store.offer("mark", [ArraySpec("x", X.dtype.str, X.shape), ArraySpec("y", "<i8", (2,))])
     assert room is not None
     write(room.sources, {"x": X, "y": Y})
@@ -321,7 +327,7 @@ def test_what_is_written_is_what_is_attached(opened: list[ArrayDataset]) -> None
 
 @pytest.fixture
 def store() -> Iterator[DatasetStore]:
-    made = DatasetStore(fresh_name, lambda: None)
+    made = DatasetStore(make, lambda: None)
     yield made
     made.close()
 
@@ -382,7 +388,7 @@ def test_a_load_says_when_it_has_ended_and_then_its_result_is_there(
         asked.wait(10)
         done_when_told.append(futures[-1].done())
 
-    store = DatasetStore(fresh_name, told)
+    store = DatasetStore(make, told)
     for path in (npz(tmp_path / "a.npz", x=X), tmp_path / "b.pkl"):
         path.touch()
         asked.clear()
@@ -422,7 +428,7 @@ def test_handed_arrays_live_as_long_as_their_offers(store: DatasetStore) -> None
 
 
 def test_the_stores_end_leaves_nothing(tmp_path: Path) -> None:
-    store = DatasetStore(fresh_name, lambda: None)
+    store = DatasetStore(make, lambda: None)
     datasets = [result(store.acquire(stream_over(str(npz(tmp_path / "a.npz", x=X)))))]
     filling = store.offer("mark", [ArraySpec("x", "f4", (3,))])
     assert filling is not None
