@@ -184,3 +184,70 @@ print("right")
 def test_ctrl_c_in_a_forked_child_is_none_of_its_parents() -> None:
     done = python(FORKED, timeout=60)
     assert (done.stdout, done.returncode) == ("right\n", 0), done.stderr
+
+
+AT_RANDOM = """
+import os, random, signal, sys, threading
+import numpy as np
+from augclient import Consumer, local
+from augserver import health
+
+rng = random.Random(int(sys.argv[1]))
+big = np.arange(4 << 20, dtype=np.uint8).reshape(-1, 64, 64, 1)
+small = np.arange(400.0)[:, None]
+ended = {}
+
+def twice(picture):
+    return picture + picture
+
+def starts():
+    local.shut_down()
+    Consumer(small, batch_size=4, workers=1)
+
+def connects():
+    Consumer(stream="none", address="ipc:///nobody/is/here")
+
+def hands_over():
+    with Consumer(big + rng.randrange(256), batch_size=4, workers=1, function=twice) as consumer:
+        consumer.get(0, 0)
+
+def closes():
+    Consumer(small, batch_size=4, workers=1).close()
+
+def interrupted(what, most):
+    timer = threading.Timer(rng.random() * most, os.kill, (os.getpid(), signal.SIGINT))
+    try:
+        timer.start()
+        what()
+        timer.join()
+    except KeyboardInterrupt:
+        ended[what.__name__] = ended.get(what.__name__, 0) + 1
+    finally:
+        timer.cancel()
+        timer.join()
+
+def several(what, most, times):
+    for _ in range(times):
+        try:
+            interrupted(what, most)
+        except KeyboardInterrupt:  # in the very last moment
+            pass
+
+several(starts, 2.0, 3)
+local.shut_down()
+with Consumer(small, batch_size=4, shuffle=False, workers=1) as consumer:
+    several(connects, 0.3, 5)
+    several(hands_over, 0.1, 20)
+    several(closes, 0.05, 20)
+    for step in range(100):
+        assert consumer.get(0, step).x[0, 0] == 4 * step
+    _, status = health.ask(local._server.address, 30)
+    segments = [name for name in os.listdir("/dev/shm") if f"-{local._server.pid:x}" in name]
+    print(sorted(ended), status.consumers, len(segments))
+"""
+
+
+def test_ctrl_c_while_something_starts_connects_or_closes_leaves_nothing_behind() -> None:
+    done = python(AT_RANDOM, "1", timeout=200)
+    # The one that was open all the time, with its arrays and its ring.
+    assert done.stdout == "['closes', 'connects', 'hands_over', 'starts'] 1 2\n", done.stderr
