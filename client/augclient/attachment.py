@@ -19,7 +19,7 @@ from typing import Any
 import numpy.typing as npt
 
 from augclient.demand import Key
-from augclient.lease import Returns, Wake, prepare
+from augclient.lease import Returns, prepare
 from augproto.errors import SlotError
 from augproto.layout import Layout, aligned_empty
 from augproto.messages import Entry, Opened, Release
@@ -38,10 +38,11 @@ class Attachment:
     Attributes:
         opened: What the server said of the stream.
         returns: Where releases gather.
+        eager: So many of them are worth a message.
         copies: Batches handed out as private copies because the ring ran dry.
     """
 
-    def __init__(self, opened: Opened, wake: Wake, folder: Path, *, writable: bool) -> None:
+    def __init__(self, opened: Opened, folder: Path, *, writable: bool) -> None:
         self.opened = opened
         arrays = [(a.name, a.dtype, a.shape) for a in opened.arrays]
         layout = Layout.of(opened.batch_size, arrays)
@@ -50,7 +51,7 @@ class Attachment:
         self._holder = Holder(opened.segment, folder)
         self._collect_from = 0.0
         self.eager = max(1, opened.slots // 4)
-        self.returns = Returns(wake, self.eager)
+        self.returns = Returns()
         self.copies = 0
 
     @property

@@ -76,23 +76,23 @@ class Returns:
     lock. So nothing here takes a lock: appending to a deque is atomic.
 
     Nor may a signal get in between. Ctrl-C is raised wherever Python calls or enters a function,
-    and in a finalizer it is printed and lost, with whatever the finalizer had yet to do. So the end
-    of a lease is noted by C code alone (a deque's own `append` is the weak reference's callback),
-    and what is given or dropped is written down in statements without a call between them.
+    and what is raised in a finalizer is printed and lost, with whatever the finalizer had yet to
+    do. So the end of a lease runs no Python at all (a deque's own `append` is the weak reference's
+    callback: measured, a finalizer that woke the link swallowed one Ctrl-C in five), and what is
+    given or dropped is written down in statements without a call between them.
 
     Attributes:
         held: Leases that were given and not taken back; a lease counts from its entry here on.
         dropped: Slots that nobody has leased and nobody wants.
+        hurry: Somebody waits for a batch: every release counts.
     """
 
-    def __init__(self, wake: Wake, eager: int) -> None:
-        self._wake = wake
-        self._eager = eager
+    def __init__(self) -> None:
         self._owner = os.getpid()
         self._ended: deque[Hold] = deque()
         self.held: dict[Release, Hold] = {}
         self.dropped: deque[Release] = deque()
-        self.hurry = False  #: somebody waits for a batch: every release counts
+        self.hurry = False
 
     @property
     def leased(self) -> int:
@@ -106,17 +106,9 @@ class Returns:
 
     def hold(self, base: Lease, release: Release) -> Hold:
         """The lease's end will be noted, if this is in `held` by then."""
-        # Called after the other one: weak references tell the latest first.
-        weakref.finalize(base, self._ring).atexit = False
         hold = Hold(base, self._ended.append)
         hold.release = release
         return hold
-
-    def _ring(self) -> None:
-        """A lease has ended; this may be lost, its entry in the list may not."""
-        pending = self.pending
-        if pending and (self.hurry or pending >= self._eager):
-            self._wake()
 
     def drop(self, release: Release) -> None:
         """A slot that was never leased is not wanted."""

@@ -60,6 +60,8 @@ SILENCE = 10.0
 CONNECT_TIMEOUT = 30.0
 #: Releases and wishes that nobody waits for are sent after this (seconds) at the latest.
 LAZY = 0.02
+#: Seconds for which a consumer that has taken a batch counts as one that takes batches.
+ACTIVE = 1.0
 
 _open_links: weakref.WeakSet[Link] = weakref.WeakSet()
 
@@ -99,6 +101,7 @@ class Link:
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._awaited = False
         self._interrupts = 0
+        self._taken_at = -ACTIVE
         self._attachment: Attachment | None = None
         self._demand: Demand | None = None
         self._error: AugError | None = None
@@ -202,8 +205,11 @@ class Link:
             if arrays is not None:
                 attachment.returns.hurry = False
                 demand.taken(key)
+                self._taken_at = time.monotonic()
                 if demand.unsaid() * 4 > attachment.opened.slots:
                     self._send_soon()
+                elif attachment.returns.pending >= attachment.eager:
+                    self._wake()
                 return arrays
             attachment.returns.hurry = True
             attachment.collect()
@@ -233,8 +239,9 @@ class Link:
 
     def _listen_for_bell(self, deadline: float) -> bool:
         """Wait for the bell, for a second at most; whether it rang."""
+        left = deadline - time.monotonic()
         try:
-            self._bell.get(timeout=max(0.0, min(deadline - time.monotonic(), 1.0)))
+            self._bell.get(timeout=max(0.0, min(left, 1.0)))
         except queue.Empty:
             return False
         return True
@@ -328,7 +335,7 @@ class Link:
         poller.register(self._wake.reader, zmq.POLLIN)
         while True:
             wait = max(0.0, self._session.due(time.monotonic()))
-            if self._attachment is not None and self._attachment.returns.pending:
+            if self._looks_out():
                 wait = min(wait, LAZY)
             ready = dict(poller.poll(int(wait * 1000) + 1))
             if self._wake.reader in ready:
@@ -342,6 +349,18 @@ class Link:
                     return
                 self._speak(dealer, idle=not ready)
                 self._check_server()
+
+    def _looks_out(self) -> bool:
+        """Whether to look soon for slots to give back: the end of a lease rings no bell.
+
+        The next fetch does. In a ring of few slots that is too late for one of them, so there it
+        is looked for while batches are taken.
+        """
+        if self._attachment is None:
+            return False
+        returns = self._attachment.returns
+        few = (self._attachment.eager == 1 or returns.hurry) and returns.leased > 0
+        return returns.pending > 0 or (few and time.monotonic() - self._taken_at < ACTIVE)
 
     def _listen(self, dealer: Any) -> bool:
         """Take everything that has come; False if the conversation is over."""
@@ -388,7 +407,7 @@ class Link:
                 )
         # A private server is of this machine and this user; another may be in a container.
         folder = HOME if self._lives is not None else directory()
-        self._attachment = Attachment(opened, self._wake, folder, writable=self._writable)
+        self._attachment = Attachment(opened, folder, writable=self._writable)
         if before is not None:
             self._attachment.copies = before.copies
         if self._demand is None:
