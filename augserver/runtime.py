@@ -60,7 +60,7 @@ class RuntimeFolder:
     def __init__(self) -> None:
         fresh = Path(tempfile.mkdtemp(prefix=_FRESH, dir=root()))
         self._lock = os.open(fresh / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody knows it yet
         self.path = fresh.with_name(f"server-{fresh.name.removeprefix(_FRESH)}")
         fresh.rename(self.path)
 

@@ -444,7 +444,13 @@ class Link:
             self._say(dealer, Heartbeat())
 
     def _say(self, dealer: Any, message: Message) -> None:
-        dealer.send(self._session.send(message, time.monotonic()))
+        frame = self._session.send(message, time.monotonic())
+        try:
+            dealer.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            raise ServerLost(
+                f"the server at {self.address} reads nothing: a thousand messages wait for it"
+            ) from None
 
     def _check_server(self) -> None:
         if self._lives is not None and not self._lives():
