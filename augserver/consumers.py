@@ -150,14 +150,14 @@ class Consumers:
         """Open the streams whose datasets are there."""
         for abandoned in [future for future in self._abandoned if future.done()]:
             self._abandoned.remove(abandoned)
-            if abandoned.exception() is None:
-                self.datasets.release(abandoned.result())
+            if abandoned.exception(0) is None:
+                self.datasets.release(abandoned.result(0))
         for conversation in list(self._conversations.values()):
             loading, wish = conversation.loading, conversation.wish
             if loading is not None and wish is not None and loading.done():
                 conversation.loading = conversation.wish = None
                 try:
-                    dataset = loading.result()
+                    dataset = loading.result(0)
                 except Exception as error:  # what a file may do, it does to its consumer alone
                     self._say(conversation, fault_of(error))
                     continue

@@ -53,7 +53,7 @@ def ask(address: str, timeout: float) -> tuple[int, Status]:
                 raise ConfigError(f"address: got {address!r}; {error.strerror}") from error
 
             def say(message: Message) -> None:
-                dealer.send(session.send(message, time.monotonic()))
+                dealer.send(session.send(message, time.monotonic()), zmq.NOBLOCK)
 
             say(Hello(VERSION, "augserver health", os.getpid()))
             welcome = _hear(dealer, session, deadline, address)
@@ -76,7 +76,7 @@ def _hear(dealer: Any, session: Session, deadline: float, address: str) -> Messa
             f"no augserver answers at {address}: not running, stopped, or the address is not the "
             "one it prints"
         )
-    message = session.receive(dealer.recv_multipart()[-1], time.monotonic())
+    message = session.receive(dealer.recv_multipart(zmq.NOBLOCK)[-1], time.monotonic())
     if isinstance(message, Fault):
         raise error_of(message)
     if isinstance(message, Bye):

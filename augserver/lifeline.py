@@ -8,10 +8,9 @@ answered by one.
 
 from __future__ import annotations
 
-import contextlib
 from multiprocessing.connection import Connection
 
-from augproto.errors import AugError, RemoteProtocolError
+from augproto.errors import RemoteProtocolError
 from augproto.faults import fault_of
 from augproto.messages import (
     MAX_PIPE_BYTES,
@@ -28,13 +27,14 @@ from augproto.messages import (
 )
 from augserver.crew import Crew
 from augserver.datasets.store import DatasetStore
+from augserver.pipe import Pipe
 
 
 class Lifeline:
     """The server's end."""
 
-    def __init__(self, pipe: Connection, datasets: DatasetStore, crew: Crew) -> None:
-        self._pipe = pipe
+    def __init__(self, connection: Connection, datasets: DatasetStore, crew: Crew) -> None:
+        self._pipe = Pipe(connection, MAX_PIPE_BYTES)
         self._datasets = datasets
         self._crew = crew
         self._address = ""
@@ -43,43 +43,45 @@ class Lifeline:
         """For the loop's poller."""
         return self._pipe.fileno()
 
+    @property
+    def pending(self) -> bool:
+        """Whether an answer waits for room: poll for that, too."""
+        return self._pipe.pending
+
     def serving(self, address: str) -> None:
         """Tell the program that consumers can come."""
         self._address = address
-        with contextlib.suppress(OSError):  # it has ended already; the loop will see that
-            self._pipe.send_bytes(encode(Serving(address)))
+        self._pipe.send(encode(Serving(address)))
 
-    def take(self) -> Message | None:
-        """Take one message and answer it; None if it was none.
+    def take(self) -> list[Message]:
+        """Take what has come and answer it, without waiting.
 
         Raises:
-            EOFError: The program has ended.
+            EOFError: The program has ended, or talks what no program of ours does.
         """
+        self._pipe.flush()
         try:
-            frame = self._pipe.recv_bytes()
-        except OSError as error:
-            raise EOFError from error
+            frames = self._pipe.receive()
+        except RemoteProtocolError as error:
+            raise EOFError(f"{error}") from error
+        taken = [message for message in map(self._take, frames) if message is not None]
+        if self._pipe.ended:
+            raise EOFError("the program it belongs to has ended")
+        return taken
+
+    def _take(self, frame: bytes) -> Message | None:
         try:
             message = decode(frame, limit=MAX_PIPE_BYTES)
-        except AugError as error:
-            self._say(fault_of(error))
-            return None
-        if isinstance(message, Withdraw):
-            # Said by a garbage collector, which does not wait for an answer.
-            self._datasets.withdraw(message.name)
-            return message
-        try:
+            if isinstance(message, Withdraw):
+                # Said by a garbage collector, which does not wait for an answer.
+                self._datasets.withdraw(message.name)
+                return message
             answer = self._answer(message)
-        except (AugError, OSError) as error:
-            answer = fault_of(error)
-        self._say(answer)
+        except Exception as error:  # whatever the program says, it is answered to it alone
+            self._pipe.send(encode(fault_of(error)))
+            return None
+        self._pipe.send(encode(answer))
         return message
-
-    def _say(self, answer: Message) -> None:
-        try:
-            self._pipe.send_bytes(encode(answer))
-        except OSError as error:
-            raise EOFError from error
 
     def _answer(self, message: Message) -> Message:
         match message:

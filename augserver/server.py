@@ -178,12 +178,15 @@ class Server:
 
     def _take_lifeline(self, lifeline: Lifeline) -> None:
         try:
-            message = lifeline.take()
-        except EOFError:
-            self.stop("the program it belongs to has ended")
+            messages = lifeline.take()
+        except EOFError as error:
+            self.stop(str(error))
             return
-        if isinstance(message, Function):
-            self._crew.tell_all(message)
+        for message in messages:
+            if isinstance(message, Function):
+                self._crew.tell_all(message)
+        room = zmq.POLLOUT if lifeline.pending else 0
+        self._poller.register(lifeline.fileno(), zmq.POLLIN | room)
 
     def _take_consumers(self) -> None:
         for _ in range(MESSAGES_PER_TURN):

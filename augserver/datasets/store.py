@@ -98,21 +98,31 @@ class DatasetStore:
         if key in self._datasets:
             self._datasets[key].users += 1
             return None
+        self._give_up_filling(name)
         self._filling[name] = reserve(name, arrays, self._make)
         return self._filling[name]
 
     def filled(self, name: str) -> None:
         """A client has written its arrays."""
-        dataset = self._filling.pop(name)
+        dataset = self._filling.pop(name, None)
+        if dataset is None:
+            raise ConfigError(f"filled: no room for arrays {name!r:.80} was asked for")
         dataset.handed = True
         dataset.users += 1
         self._datasets[f"{HANDED}{name}",] = dataset
 
     def withdraw(self, name: str) -> None:
-        """One offer less."""
+        """One offer less; one that was never filled is over at once."""
+        self._give_up_filling(name)
         dataset = self._datasets.get((f"{HANDED}{name}",))
         if dataset is not None:
             self._leave(dataset)
+
+    def _give_up_filling(self, name: str) -> None:
+        # A program that was interrupted while it wrote its arrays says so, or begins again.
+        filling = self._filling.pop(name, None)
+        if filling is not None:
+            filling.close()
 
     def release(self, dataset: ArrayDataset) -> None:
         """One stream less."""

@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from augclient.lease import Returns, Wake, lease
+from augclient.demand import Key
+from augclient.lease import Returns, prepare
+from augproto.errors import SlotError
 from augproto.layout import Layout, aligned_empty
 from augproto.messages import Entry, Opened, Release
 from augproto.ring import Header, Ring
@@ -36,10 +38,11 @@ class Attachment:
     Attributes:
         opened: What the server said of the stream.
         returns: Where releases gather.
+        eager: So many of them are worth a message.
         copies: Batches handed out as private copies because the ring ran dry.
     """
 
-    def __init__(self, opened: Opened, wake: Wake, folder: Path, *, writable: bool) -> None:
+    def __init__(self, opened: Opened, folder: Path, *, writable: bool) -> None:
         self.opened = opened
         arrays = [(a.name, a.dtype, a.shape) for a in opened.arrays]
         layout = Layout.of(opened.batch_size, arrays)
@@ -48,7 +51,7 @@ class Attachment:
         self._holder = Holder(opened.segment, folder)
         self._collect_from = 0.0
         self.eager = max(1, opened.slots // 4)
-        self.returns = Returns(wake, self.eager)
+        self.returns = Returns()
         self.copies = 0
 
     @property
@@ -56,25 +59,42 @@ class Attachment:
         """Whether all slots but one are leased."""
         return self.returns.leased >= self.opened.slots - 1
 
-    def batch(self, entry: Entry) -> dict[str, npt.NDArray[Any]]:
-        """The arrays of an announced batch: a lease on its slot, or a copy of it.
+    def take(self, ready: dict[Key, Entry], key: Key) -> dict[str, npt.NDArray[Any]] | None:
+        """The arrays of a batch if it is ready: a lease on its slot, or a copy of it.
+
+        The batch leaves `ready` and its slot changes hands in neighbouring statements without a
+        call between, so that no signal finds it in both places, or in none.
 
         Raises:
-            SlotError: The slot does not carry what was announced.
+            SlotError: The slot does not carry what was announced; it is given back.
         """
-        stream = self.opened.stream
-        header = Header(stream, entry.epoch, entry.step, entry.sequence, entry.samples)
-        self._ring.check(entry.slot, header)
-        slot = self._ring.slot(entry.slot)
+        entry = ready.get(key)
+        if entry is None:
+            return None
+        returns, layout = self.returns, self._ring.layout
+        header = Header(self.opened.stream, entry.epoch, entry.step, entry.sequence, entry.samples)
         release = Release(entry.slot, entry.sequence)
+        try:
+            self._ring.check(entry.slot, header)
+        except SlotError:
+            del ready[key]
+            returns.dropped.append(release)
+            raise
+        slot = self._ring.slot(entry.slot)
         self.collect()
         if self.dry:
             copy = aligned_empty(slot.nbytes)
             copy[...] = slot
-            self.returns.drop(release)
+            arrays = layout.arrays(copy, entry.samples)
+            del ready[key]
+            returns.dropped.append(release)
             self._count_copy()
-            return self._ring.layout.arrays(copy, entry.samples)
-        return self._ring.layout.arrays(lease(slot, release, self.returns), entry.samples)
+            return arrays
+        view, hold = prepare(slot, release, returns)
+        arrays = layout.arrays(view, entry.samples)
+        returns.held[release] = hold
+        del ready[key]
+        return arrays
 
     def collect(self) -> None:
         """If the ring is dry, make dead views release: frameworks keep some for later.

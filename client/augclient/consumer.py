@@ -245,8 +245,11 @@ class Consumer:
 
     def close(self) -> None:
         """Let go of the stream. Arrays that are still alive stay readable."""
-        self._closer()
-        self._finalizer()
+        try:
+            self._source.close()
+        finally:  # also where Ctrl-C ends the wait for the link
+            self._closer.detach()
+            self._finalizer()
 
     def __enter__(self) -> Consumer:
         return self

@@ -40,19 +40,28 @@ class Demand:
         """The consumer wants this batch now."""
         if key == self._current:
             return  # still waiting for it
+        horizon = 1
         if key == self._expected or key[1] == 0:
-            self._horizon = min(self._slots, max(1, self._horizon * 2))
-        else:
-            self._horizon = 1
-        self._current = key
-        self._expected = divmod(self._position(key) + 1, self._steps)
+            horizon = min(self._slots, max(1, self._horizon * 2))
+        expected = divmod(self._position(key) + 1, self._steps)
+        # All or nothing, whatever signal comes: there is no call between these.
+        self._horizon, self._current, self._expected = horizon, key, expected
 
     def take(self, key: Key) -> Entry | None:
         """The batch, if it is there; it is the consumer's from now on."""
         entry = self.ready.pop(key, None)
-        if entry is not None and key == self._current:
-            self._current = None
+        if entry is not None:
+            self.taken(key)
         return entry
+
+    def taken(self, key: Key) -> None:
+        """The batch has left `ready`: it is the consumer's."""
+        if key == self._current:
+            self._current = None
+
+    def crowded(self, leased: int) -> bool:
+        """Whether batches for later may be in the way of the one that is waited for."""
+        return bool(self.ready) and len(self.ready) + leased >= self._slots
 
     def announced(
         self, number: int, entries: Iterable[Entry], bad: Iterable[Bad] = ()

@@ -62,54 +62,66 @@ def _close(*fds: int) -> None:
         os.close(fd)
 
 
+class Hold(weakref.ref["Lease"]):
+    """What is left of a lease when its last view is gone: the slot to release."""
+
+    __slots__ = ("release",)
+    release: Release
+
+
 class Returns:
     """Where released slots of one ring gather until the link takes them to the server.
 
-    Finalizers run in any thread, inside any allocation, perhaps while that thread holds the
-    link's lock. So nothing here takes a lock: appending to a deque is atomic.
+    Leases end in any thread, inside any allocation, perhaps while that thread holds the link's
+    lock. So nothing here takes a lock: appending to a deque is atomic.
+
+    Nor may a signal get in between. Ctrl-C is raised wherever Python calls or enters a function,
+    and what is raised in a finalizer is printed and lost, with whatever the finalizer had yet to
+    do. So the end of a lease runs no Python at all (a deque's own `append` is the weak reference's
+    callback: measured, a finalizer that woke the link swallowed one Ctrl-C in five), and what is
+    given or dropped is written down in statements without a call between them.
+
+    Attributes:
+        held: Leases that were given and not taken back; a lease counts from its entry here on.
+        dropped: Slots that nobody has leased and nobody wants.
+        hurry: Somebody waits for a batch: every release counts.
     """
 
-    def __init__(self, wake: Wake, eager: int) -> None:
-        self._wake = wake
-        self._eager = eager
+    def __init__(self) -> None:
         self._owner = os.getpid()
-        self._waiting: deque[Release] = deque()
-        self._given = 0
-        self._taken = 0
-        self.hurry = False  #: somebody waits for a batch: every release counts
+        self._ended: deque[Hold] = deque()
+        self.held: dict[Release, Hold] = {}
+        self.dropped: deque[Release] = deque()
+        self.hurry = False
 
     @property
     def leased(self) -> int:
         """How many leases are alive."""
-        return self._given - self._taken - len(self._waiting)
+        return len(self.held) - len(self._ended)
 
     @property
     def pending(self) -> int:
-        """How many releases the server has not been told of."""
-        return len(self._waiting)
+        """How many releases the server has not been told of; a forked child owes none."""
+        return len(self._ended) + len(self.dropped) if os.getpid() == self._owner else 0
 
-    def give(self) -> None:
-        """One lease more."""
-        self._given += 1
-
-    def end(self, release: Release) -> None:
-        """The last view is gone (called by the finalizer)."""
-        if os.getpid() != self._owner:
-            return  # a forked child owns nothing
-        self._waiting.append(release)
-        if self.hurry or len(self._waiting) >= self._eager:
-            self._wake()
+    def hold(self, base: Lease, release: Release) -> Hold:
+        """The lease's end will be noted, if this is in `held` by then."""
+        hold = Hold(base, self._ended.append)
+        hold.release = release
+        return hold
 
     def drop(self, release: Release) -> None:
         """A slot that was never leased is not wanted."""
-        self._given += 1
-        self._waiting.append(release)
+        self.dropped.append(release)
 
     def take(self) -> tuple[Release, ...]:
-        """All releases to tell the server."""
-        count = len(self._waiting)
-        self._taken += count
-        return tuple(self._waiting.popleft() for _ in range(count))
+        """All releases to tell the server; called by the link's thread alone."""
+        taken = [self.dropped.popleft() for _ in range(len(self.dropped))]
+        for _ in range(len(self._ended)):
+            release = self._ended.popleft().release
+            self.held.pop(release, None)
+            taken.append(release)
+        return tuple(taken)
 
 
 class Lease:
@@ -122,13 +134,21 @@ class Lease:
         self.__array_interface__: dict[str, Any] = memory.__array_interface__
 
 
+def prepare(
+    slot: npt.NDArray[np.uint8], release: Release, returns: Returns
+) -> tuple[npt.NDArray[np.uint8], Hold]:
+    """The slot's bytes as an array, and the hold that makes a lease of it (see `Returns.held`)."""
+    base = Lease(slot)
+    hold = returns.hold(base, release)
+    return np.asarray(base), hold
+
+
 def lease(slot: npt.NDArray[np.uint8], release: Release, returns: Returns) -> npt.NDArray[np.uint8]:
     """The slot's bytes as an array whose last view, when it dies, releases the slot.
 
     Args:
         slot: The slot in the ring's mapping; read-only if that is.
     """
-    base = Lease(slot)
-    returns.give()
-    weakref.finalize(base, returns.end, release).atexit = False
-    return np.asarray(base)
+    view, hold = prepare(slot, release, returns)
+    returns.held[release] = hold
+    return view

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import dataclasses
 import os
+import queue
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from typing import Any
 import numpy.typing as npt
 import zmq
 
+from augclient import interrupt
 from augclient.attachment import Attachment
 from augclient.demand import Demand, Key
 from augclient.lease import Wake
@@ -59,6 +61,8 @@ SILENCE = 10.0
 CONNECT_TIMEOUT = 30.0
 #: Releases and wishes that nobody waits for are sent after this (seconds) at the latest.
 LAZY = 0.02
+#: Seconds for which a consumer that has taken a batch counts as one that takes batches.
+ACTIVE = 1.0
 
 _open_links: weakref.WeakSet[Link] = weakref.WeakSet()
 
@@ -92,8 +96,13 @@ class Link:
         self._lives = lives
         self._owner = os.getpid()
         self._wake = Wake()
-        self._changed = threading.Condition()
-        self._turn = threading.Lock()
+        # Reentrant: a signal's handler may close what the thread it runs in is fetching from.
+        self._lock = threading.RLock()
+        self._turn = threading.RLock()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._awaited = False
+        self._interrupts = 0
+        self._taken_at = -ACTIVE
         self._attachment: Attachment | None = None
         self._demand: Demand | None = None
         self._error: AugError | None = None
@@ -101,21 +110,32 @@ class Link:
         self._send_now = False
         self._session = Session(Role.CONSUMER, time.monotonic())
         self._thread = threading.Thread(target=self._run, name="augclient-link", daemon=True)
-        self._thread.start()
-        _open_links.add(self)
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._attachment is not None or self._error is not None, connect_timeout
-            )
-            error = self._error
-        if error is None and self._attachment is None:
-            error = ConnectTimeout(
-                f"no augserver opened the stream at {address} within {connect_timeout:.0f} s. Is "
-                "it running (`augserver serve`), and is this the address that it prints?"
-            )
-        if error is not None:
+        try:
+            self._thread.start()
+            _open_links.add(self)
+            interrupt.attend(self)
+            self._await_opening(connect_timeout)
+        except BaseException:
             self.close()
-            raise error
+            raise
+
+    def _await_opening(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        interrupts = self._interrupts
+        while True:
+            with self._lock:
+                if self._error is not None:
+                    raise self._error
+                if self._attachment is not None:
+                    return
+                self._awaited = True
+            if time.monotonic() >= deadline:
+                raise ConnectTimeout(
+                    f"no augserver opened the stream at {self.address} within {timeout:.0f} s. Is "
+                    "it running (`augserver serve`), and is this the address that it prints?"
+                )
+            self._listen_for_bell(deadline)
+            self._raise_interrupt(interrupts, "a stream was opened")
 
     @property
     def opened(self) -> Opened:
@@ -154,61 +174,106 @@ class Link:
                 "of it and must open its own"
             )
         deadline = time.monotonic() + timeout
+        interrupts = self._interrupts
         # One wish at a time: several threads (TensorFlow's) may come, and demand follows one.
-        if not self._turn.acquire(timeout=timeout):
-            raise BatchTimeout(
-                f"epoch {key[0]}, step {key[1]}: another thread has waited for a batch of this "
-                f"consumer for {timeout:.0f} s; give every thread a consumer of its own"
-            )
         try:
-            return self._fetch(key, deadline, timeout)
-        finally:
-            self._turn.release()
-
-    def _fetch(self, key: Key, deadline: float, timeout: float) -> dict[str, npt.NDArray[Any]]:
-        with self._changed:
-            self._raise_error()
-            assert self._demand is not None
-            self._demand.ask(key)
+            if not self._turn.acquire(timeout=timeout):
+                raise BatchTimeout(
+                    f"epoch {key[0]}, step {key[1]}: another thread has waited for a batch of this "
+                    f"consumer for {timeout:.0f} s; give every thread a consumer of its own"
+                )
             while True:
-                fault = self._demand.faults.pop(key, None)
-                if fault is not None:
-                    raise error_of(fault)
-                entry = self._demand.take(key)
-                if entry is not None:
-                    break
+                arrays = self._take_or_ask(key)
+                if arrays is not None:
+                    return arrays
+                self._raise_interrupt(interrupts, f"epoch {key[0]}, step {key[1]} was waited for")
                 self._wait(key, deadline, timeout)
-            assert self._attachment is not None
-            arrays = self._attachment.batch(entry)
-            if self._demand.unsaid() * 4 > self._attachment.opened.slots:
+        finally:
+            # Whether it was acquired, only the lock itself knows for sure.
+            try:  # noqa: SIM105 - a call of suppress() is a place for Ctrl-C
+                self._turn.release()
+            except RuntimeError:
+                pass
+
+    def _take_or_ask(self, key: Key) -> dict[str, npt.NDArray[Any]] | None:
+        """The batch if it is there; if not, the server is told all that could help."""
+        with self._lock:
+            self._raise_error()
+            demand, attachment = self._demand, self._attachment
+            assert demand is not None
+            assert attachment is not None
+            demand.ask(key)
+            fault = demand.faults.pop(key, None)
+            if fault is not None:
+                raise error_of(fault)
+            arrays = attachment.take(demand.ready, key)
+            if arrays is not None:
+                attachment.returns.hurry = False
+                demand.taken(key)
+                self._taken_at = time.monotonic()
+                if demand.unsaid() * 4 > attachment.opened.slots:
+                    self._send_soon()
+                elif attachment.returns.pending >= attachment.eager:
+                    self._wake()
+                return arrays
+            attachment.returns.hurry = True
+            attachment.collect()
+            if not demand.asked(key) or attachment.returns.pending:
                 self._send_soon()
-            return arrays
+            elif demand.crowded(attachment.returns.leased):
+                self._wake()
+            self._awaited = True
+            return None
 
     def _wait(self, key: Key, deadline: float, timeout: float) -> None:
-        """Wait until something has changed, with the server told all that could help."""
-        assert self._demand is not None
+        """Wait until something has changed."""
         assert self._attachment is not None
-        self._attachment.returns.hurry = True
         try:
-            self._attachment.collect()
-            self._make_room()
-            if not self._demand.asked(key) or self._attachment.returns.pending:
-                self._send_soon()
-            left = deadline - time.monotonic()
-            if left <= 0 or not self._changed.wait(min(left, 1.0)):
+            if time.monotonic() < deadline and self._listen_for_bell(deadline):
+                return
+            with self._lock:
                 self._attachment.collect()
-                if time.monotonic() >= deadline:
-                    raise BatchTimeout(
-                        f"epoch {key[0]}, step {key[1]} did not come within {timeout:.0f} s. The "
-                        f"server at {self.address} lives, so its workers are too slow for this "
-                        "deadline (timeout=), or stuck in a transform"
-                    )
+            if time.monotonic() >= deadline:
+                raise BatchTimeout(
+                    f"epoch {key[0]}, step {key[1]} did not come within {timeout:.0f} s. The "
+                    f"server at {self.address} lives, so its workers are too slow for this "
+                    "deadline (timeout=), or stuck in a transform"
+                )
         finally:
             self._attachment.returns.hurry = False
-        self._raise_error()
+
+    def _listen_for_bell(self, deadline: float) -> bool:
+        """Wait for the bell, for a second at most; whether it rang."""
+        left = deadline - time.monotonic()
+        try:
+            self._bell.get(timeout=max(0.0, min(left, 1.0)))
+        except queue.Empty:
+            return False
+        return True
+
+    def _ring_bell(self) -> None:
+        """Something has changed; under the lock. Nobody is told who does not wait."""
+        if self._awaited:
+            self._awaited = False
+            self._bell.put(None)
+
+    def interrupt(self) -> None:
+        """End the waits in threads other than the main one: Ctrl-C was pressed."""
+        with self._lock:
+            self._interrupts += 1
+            self._ring_bell()
+
+    def _raise_interrupt(self, before: int, what: str) -> None:
+        if before != self._interrupts and (
+            threading.current_thread() is not threading.main_thread()
+        ):
+            raise KeyboardInterrupt(f"Ctrl-C was pressed while {what}")
 
     def _make_room(self) -> None:
-        """Give back what is ready but not wanted any more, or in the way of what is waited for."""
+        """Give back what is ready but not wanted any more, or in the way of what is waited for.
+
+        In the link's thread alone: a signal in the middle of it would lose a slot.
+        """
         assert self._demand is not None
         assert self._attachment is not None
         returns = self._attachment.returns
@@ -223,22 +288,23 @@ class Link:
 
     def close(self) -> None:
         """End the conversation. Arrays that are still alive stay readable."""
-        _open_links.discard(self)
         if os.getpid() != self._owner:
+            _open_links.discard(self)
             return
-        with self._changed:
+        with self._lock:
             self._closing = True
-            self._changed.notify_all()
+            self._ring_bell()
         self._wake()
+        interrupt.leave(self)
+        _open_links.discard(self)
         if threading.current_thread() is not self._thread:
             self._thread.join(5.0)
 
     # -- the thread's side ----------------------------------------------------------------------
 
     def _send_soon(self) -> None:
-        if not self._send_now:
-            self._send_now = True
-            self._wake()
+        self._send_now = True
+        self._wake()
 
     def _run(self) -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -261,9 +327,9 @@ class Link:
             context.destroy(linger=200)
 
     def _fail(self, error: AugError) -> None:
-        with self._changed:
+        with self._lock:
             self._error = self._error or error
-            self._changed.notify_all()
+            self._ring_bell()
 
     def _converse(self, dealer: Any) -> None:
         """One conversation from greeting to end; returns when a new one is needed."""
@@ -274,12 +340,12 @@ class Link:
         poller.register(self._wake.reader, zmq.POLLIN)
         while True:
             wait = max(0.0, self._session.due(time.monotonic()))
-            if self._attachment is not None and self._attachment.returns.pending:
+            if self._looks_out():
                 wait = min(wait, LAZY)
             ready = dict(poller.poll(int(wait * 1000) + 1))
             if self._wake.reader in ready:
                 self._wake.clear()
-            with self._changed:
+            with self._lock:
                 if dealer in ready and not self._listen(dealer):
                     return
                 if self._closing:
@@ -288,6 +354,18 @@ class Link:
                     return
                 self._speak(dealer, idle=not ready)
                 self._check_server()
+
+    def _looks_out(self) -> bool:
+        """Whether to look soon for slots to give back: the end of a lease rings no bell.
+
+        The next fetch does. In a ring of few slots that is too late for one of them, so there it
+        is looked for while batches are taken.
+        """
+        if self._attachment is None:
+            return False
+        returns = self._attachment.returns
+        few = (self._attachment.eager == 1 or returns.hurry) and returns.leased > 0
+        return returns.pending > 0 or (few and time.monotonic() - self._taken_at < ACTIVE)
 
     def _listen(self, dealer: Any) -> bool:
         """Take everything that has come; False if the conversation is over."""
@@ -318,7 +396,7 @@ class Link:
                 raise ServerLost(f"the server at {self.address} has ended: {message.reason}")
             case _:
                 return True
-        self._changed.notify_all()
+        self._ring_bell()
         return True
 
     def _attach(self, opened: Opened) -> None:
@@ -334,7 +412,7 @@ class Link:
                 )
         # A private server is of this machine and this user; another may be in a container.
         folder = HOME if self._lives is not None else directory()
-        self._attachment = Attachment(opened, self._wake, folder, writable=self._writable)
+        self._attachment = Attachment(opened, folder, writable=self._writable)
         if before is not None:
             self._attachment.copies = before.copies
         if self._demand is None:
@@ -371,7 +449,13 @@ class Link:
             self._say(dealer, Heartbeat())
 
     def _say(self, dealer: Any, message: Message) -> None:
-        dealer.send(self._session.send(message, time.monotonic()))
+        frame = self._session.send(message, time.monotonic())
+        try:
+            dealer.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            raise ServerLost(
+                f"the server at {self.address} reads nothing: a thousand messages wait for it"
+            ) from None
 
     def _check_server(self) -> None:
         if self._lives is not None and not self._lives():

@@ -16,15 +16,14 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping
-from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from augproto.errors import ConfigError, RemoteProtocolError, ServerLost
+from augclient.tie import Tie
+from augproto.errors import AugError, ConfigError, RemoteProtocolError, ServerLost
 from augproto.faults import error_of
 from augproto.messages import (
     ArraySpec,
@@ -45,11 +44,14 @@ from augproto.segment import map_file, sweep
 #: Seconds for a private server to start and to answer.
 START_TIMEOUT = 60.0
 ANSWER_TIMEOUT = 60.0
+#: Seconds for a private server to end by itself.
+GRACE = 5.0
 
 M = TypeVar("M")
 
 _lock = threading.Lock()
 _server: PrivateServer | None = None
+_processes: list[subprocess.Popen[bytes]] = []  # that were started here and not waited for
 
 
 def private_server(workers: int | None) -> PrivateServer:
@@ -81,8 +83,8 @@ class PrivateServer:
                     f"without an address a private server is started, and that needs {module}: "
                     "pip install 'augserver[server]' (or name a server's address)"
                 )
+        _processes[:] = [process for process in _processes if process.poll() is None]
         mine, theirs = socket.socketpair()
-        self._lock = threading.Lock()
         self._owner = os.getpid()
         with mine, theirs:
             # -P: a `random.py` beside the user's script must not become the server's.
@@ -94,10 +96,15 @@ class PrivateServer:
                 # Ctrl-C in a terminal is for the program; the server ends when the program does.
                 start_new_session=True,
             )
-            self._pipe = Connection(mine.detach())
-        self._withdrawn: list[str] = []
-        self.address = self._answer(Serving, START_TIMEOUT).address
+            _processes.append(self._process)
+            self._tie = Tie(socket.socket(fileno=mine.detach()))
         self._known: set[str] = set()
+        try:
+            first = self._tie.first(START_TIMEOUT)
+            self.address = self._checked(first, Serving, START_TIMEOUT).address
+        except BaseException:  # Ctrl-C, too, must not leave a server that nobody knows of
+            self.disown()
+            raise
 
     @property
     def pid(self) -> int:
@@ -106,7 +113,7 @@ class PrivateServer:
 
     def alive(self) -> bool:
         """Whether the process runs and this one is tied to it."""
-        mine = os.getpid() == self._owner and not self._pipe.closed
+        mine = os.getpid() == self._owner and not self._tie.closed
         return mine and self._process.poll() is None
 
     def hand_function(self, function: Function) -> None:
@@ -122,83 +129,74 @@ class PrivateServer:
             NoRoom: They do not fit into shared memory.
         """
         specs = tuple(ArraySpec(n, a.dtype.str, a.shape) for n, a in arrays.items())
-        room = self.ask(Offer(name, specs), Room)
-        if room.sources:
-            memory = map_file(room.sources[0].path, writable=True)
-            for source in room.sources:
-                flat = arrays[source.name].reshape(-1).view(np.uint8)
-                memory[source.offset : source.offset + flat.nbytes] = flat
-            self.ask(Filled(name), Serving)
+        try:
+            room = self.ask(Offer(name, specs), Room)
+            if room.sources:
+                memory = map_file(room.sources[0].path, writable=True)
+                for source in room.sources:
+                    flat = arrays[source.name].reshape(-1).view(np.uint8)
+                    memory[source.offset : source.offset + flat.nbytes] = flat
+                self.ask(Filled(name), Serving)
+        except AugError:
+            raise
+        except BaseException:  # Ctrl-C: what was offered is offered no more
+            self.withdraw(name)
+            raise
 
     def withdraw(self, name: str) -> None:
         """Give up arrays handed over before; harmless when the server is gone.
 
         This may be called by the garbage collector, so it waits for nothing: no answer comes.
         """
-        if os.getpid() == self._owner and self._lock.acquire(blocking=False):
-            try:
-                self._pipe.send_bytes(encode(Withdraw(name)))
-            except OSError:
-                return
-            finally:
-                self._lock.release()
-        else:
-            self._withdrawn.append(name)
+        if os.getpid() == self._owner:
+            self._tie.tell(encode(Withdraw(name)))
 
     def ask(self, message: Message, wanted: type[M]) -> M:
         """Say something and wait for its answer."""
-        with self._lock:
-            if not self.alive():
-                raise ServerLost("the private server's process has ended")
-            try:
-                while self._withdrawn:
-                    self._pipe.send_bytes(encode(Withdraw(self._withdrawn.pop())))
-                self._pipe.send_bytes(encode(message))
-            except OSError as error:
-                raise ServerLost(f"the private server is gone: {error}") from error
-            return self._answer(wanted, ANSWER_TIMEOUT)
+        if not self.alive():
+            raise ServerLost("the private server's process has ended")
+        return self._checked(self._tie.ask(encode(message), ANSWER_TIMEOUT), wanted, ANSWER_TIMEOUT)
 
-    def _answer(self, wanted: type[M], timeout: float) -> M:
-        deadline = time.monotonic() + timeout
-        while not self._pipe.poll(0.1):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                break
-        try:
-            message = decode(self._pipe.recv_bytes()) if self._pipe.poll(0) else None
-        except (EOFError, OSError):
-            message = None
+    def _checked(self, frame: bytes | None, wanted: type[M], timeout: float) -> M:
+        if frame is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(2.0)  # its end of the pair closes before it can be reaped
-        if message is None:
+                # Its end of the pair closes before it can be reaped.
+                self._process.wait(2.0 if self._tie.closed else 0.0)
             code = self._process.poll()
             state = "does not answer" if code is None else f"ended with code {code}"
-            self.disown()  # a late answer would be taken for that to the next question
+            self.disown()
             raise ServerLost(
                 f"the private server {state} (waited {timeout:.0f} s at most); what it had to say "
                 "is on this program's standard error"
             )
+        message = decode(frame)
         if isinstance(message, Fault):
             raise error_of(message)
         if not isinstance(message, wanted):
             raise RemoteProtocolError(f"the private server said {message!r:.120}")
         return message
 
-    def close(self, grace: float = 5.0) -> None:
+    def close(self, grace: float = GRACE) -> None:
         """End it: politely by closing the pair, then by SIGKILL."""
         self.disown()
-        if os.getpid() != self._owner:
-            return
-        try:
-            self._process.wait(grace)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(grace)
-            sweep()  # it could not do so itself
+        if os.getpid() == self._owner:
+            _end(self._process, grace)
 
     def disown(self) -> None:
-        """Close this process's end of the pair, without a wait."""
-        with contextlib.suppress(OSError):
-            self._pipe.close()
+        """Close this process's end of the pair, without a wait; it ends by itself, or at exit."""
+        self._tie.close()
+
+
+def _end(process: subprocess.Popen[bytes], grace: float) -> None:
+    """Wait for the end of a server whose pair is closed, and kill it if it does not come."""
+    try:
+        process.wait(grace)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(grace)
+        sweep()  # it could not do so itself
+    if process in _processes:
+        _processes.remove(process)
 
 
 def shut_down() -> None:
@@ -207,7 +205,9 @@ def shut_down() -> None:
     with _lock:
         server, _server = _server, None
     if server is not None:
-        server.close()
+        server.disown()
+    for process in list(_processes):
+        _end(process, GRACE)
 
 
 def _forget_in_child() -> None:
@@ -216,9 +216,11 @@ def _forget_in_child() -> None:
     _lock = threading.Lock()
     if _server is not None:
         _server.disown()
-        # The child is not the parent of that process and must not wait for it.
-        _server._process.returncode = 0
         _server = None
+    for process in _processes:
+        # The child is not the parent of that process and must not wait for it.
+        process.returncode = 0
+    _processes.clear()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 
 import keras
 
+from augclient import interrupt
 from augclient.consumer import TIMEOUT, Batch, Consumer
 from augclient.passes import Passes
 from augclient.request import Paths, SpecOptions
@@ -83,7 +84,8 @@ class AugSequence(keras.utils.PyDataset):  # type: ignore[misc] # keras carries 
 
     @property
     def num_batches(self) -> int:
-        """Batches in an epoch; Keras reads it before a pass (see passes.py)."""
+        """Batches in an epoch; Keras reads it before a pass (see passes.py), in the main thread."""
+        interrupt.listen()
         self._passes.num_batches_read()
         return self.consumer.steps
 

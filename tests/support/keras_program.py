@@ -11,9 +11,11 @@ import faulthandler
 import gc
 import json
 import os
+import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -351,6 +353,43 @@ def twenty_interrupted_fits() -> Found:
         no_lease(sequence)
     history = model.fit(sequence, epochs=2, verbose=0)
     return {"released": no_lease(sequence), "epochs": len(history.history["loss"])}
+
+
+@scenario
+def ctrl_c_at_random_moments() -> Found:
+    """Ctrl-C from outside, whatever fit is doing: it ends, and the next fit is whole."""
+    sequence = numbered(75, 8, shuffle=True, width=16, slots=4)
+    model = recording()
+    rng = random.Random(4)
+    ended, pressed = [], 0
+    for _ in range(20):
+        over = threading.Event()
+        delay = rng.uniform(0.0, 0.15)
+
+        def press(over: threading.Event, delay: float) -> None:
+            nonlocal pressed
+            # Python loses a Ctrl-C that hits a finalizer; then a user presses again.
+            while not over.wait(delay):
+                pressed += 1
+                os.kill(os.getpid(), signal.SIGINT)
+                delay = 1.0
+
+        presser = threading.Thread(target=press, args=(over, delay))
+        try:
+            presser.start()
+            model.fit(sequence, epochs=10_000, verbose=0)
+        except KeyboardInterrupt:
+            ended.append("KeyboardInterrupt")
+        except Exception as error:
+            ended.append(f"{type(error).__name__}: {error}"[:300])
+        over.set()
+        presser.join()
+        no_lease(sequence)
+        model.trained = [[]]
+        model.fit(sequence, epochs=1, verbose=0)
+        if not whole(model.trained, 75):
+            ended.append(f"not whole: {model.trained}")
+    return {"ended": sorted(set(ended)), "fits": len(ended), "again": pressed - 20}
 
 
 @scenario

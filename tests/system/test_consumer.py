@@ -163,10 +163,8 @@ def test_garbage_on_the_lifeline_is_refused_and_the_private_server_lives() -> No
     with Consumer(EQUAL, batch_size=32) as consumer:
         server = local._server
         assert server is not None
-        with server._lock:
-            server._pipe.send_bytes(b"garbage")
-            with pytest.raises(RemoteProtocolError, match=r"no message|not msgpack"):
-                server._answer(Serving, 30)
+        with pytest.raises(RemoteProtocolError, match=r"no message|not msgpack"):
+            server._checked(server._tie.ask(b"garbage", 30), Serving, 30)
         assert consumer.get(0, 7).step == 7
         with Consumer(EQUAL, batch_size=8) as other:
             assert other.get(0, 0).step == 0

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,12 @@ def test_twenty_interrupted_fits_leave_no_lease(backend: str) -> None:
     assert found(backend, "twenty_interrupted_fits") == {"released": True, "epochs": 2}
 
 
+def test_ctrl_c_at_random_moments_ends_fit_and_the_next_is_whole(backend: str) -> None:
+    result = found(backend, "ctrl_c_at_random_moments")
+    assert result.pop("again") <= 4  # what a finalizer of another library has swallowed
+    assert result == {"ended": ["KeyboardInterrupt"], "fits": 20}
+
+
 def test_keras_own_workers_are_made_harmless_with_a_warning(backend: str) -> None:
     assert found(backend, "keras_workers_are_refused") == {
         "warnings": 3, "workers": [1, 1, False], "whole": True,
@@ -143,51 +150,81 @@ def test_picture_files_with_a_broken_one_among_them_train(backend: str) -> None:
 
 
 STALLED = """
-import os, sys
+import os, signal, sys, time
 os.environ["KERAS_BACKEND"] = sys.argv[1]
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import keras, numpy as np
-from augclient import AugSequence
-sequence = AugSequence(np.zeros((80000, 4), "float32"), np.zeros((80000, 1), "float32"))
+from augclient import AugSequence, local
+sequence = AugSequence(np.arange(800.0)[:, None], np.arange(800.0)[:, None], batch_size=8, slots=4)
 model = keras.Sequential([keras.layers.Dense(1)])
 model.compile("sgd", "mse")
-class Say(keras.callbacks.Callback):
+class Stall(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if batch == 3:
-            print("training", flush=True)
-model.fit(sequence, epochs=1000, verbose=0, callbacks=[Say()])
+            os.kill(local._server.pid, signal.SIGSTOP)
+            print("stopped", flush=True)
+try:
+    model.fit(sequence, epochs=1000, verbose=0, callbacks=[Stall()])
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+except RuntimeError as error:
+    # Before Python 3.12, pybind11 (TensorFlow's) makes this of an error that meets Ctrl-C.
+    if sys.version_info >= (3, 12) or "REPLACED BY KeyboardInterrupt" not in str(error):
+        raise
+    print("interrupted", flush=True)
+os.kill(local._server.pid, signal.SIGCONT)
+epoch, served = sequence._passes._epoch, []
+get = sequence.consumer.get
+def noting(epoch, step):
+    batch = get(epoch, step)
+    served.append((epoch, step))
+    return batch
+sequence.consumer.get = noting
+model.fit(sequence, epochs=1, verbose=0)
+steps = [step for at, step in served if at == epoch]
+print(sorted(set(steps)) == list(range(100)), sequence.consumer.leased <= 4, flush=True)
 """
 
 
-def test_ctrl_c_ends_a_program_whose_server_is_stalled(backend: str) -> None:
-    # TensorFlow's main thread sits in C++ and hears of Ctrl-C when the batch comes or fails; the
-    # link's deadline for a silent server makes sure that it does.
-    below: list[int] = []
+def test_ctrl_c_ends_a_fit_whose_server_is_stopped_and_the_next_is_whole(backend: str) -> None:
+    # TensorFlow's main thread sits in C++ meanwhile, and hears of Ctrl-C only when the fetch in
+    # another thread has ended; the ten seconds after which a silent server is lost are another
+    # way for that, which this test must not take for the first.
     program = subprocess.Popen(
         [sys.executable, "-c", STALLED, backend],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
     )
+    below: list[int] = []
+    said = []
     try:
         assert program.stdout is not None
-        while "training" not in program.stdout.readline():
-            assert program.poll() is None
-        below.extend(descendants(program.pid))
-        os.kill(_server_of(program.pid), signal.SIGSTOP)
-        program.send_signal(signal.SIGINT)
-        program.wait(60)
-        assert program.returncode != 0
+        for line in program.stdout:
+            said.append(line.strip())
+            if line == "stopped\n":
+                below.extend(descendants(program.pid))
+                wait_until(lambda: _waits_for_a_batch(program.pid), "the fit to run dry")
+                program.send_signal(signal.SIGINT)
+        _, err = program.communicate(timeout=60)
     finally:
         program.kill()
         for pid in below:
             if alive(pid):
                 os.kill(pid, signal.SIGCONT)
         program.communicate(timeout=60)  # the server holds its end of the pipe, too
+    assert said == ["stopped", "interrupted", "True True"], err
+    assert "ServerLost" not in err
     wait_until(lambda: not any(alive(pid) for pid in below), "its processes to end")
 
 
-def _server_of(pid: int) -> int:
-    from processes import children, command
+def _waits_for_a_batch(pid: int) -> bool:
+    """Whether a process has used no time of the processor for a while."""
 
-    return next(child for child in children(pid) if "augserver.private" in command(child))
+    def used() -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    before = used()
+    time.sleep(0.5)  # the measure, not a wait
+    return used() - before <= 2
