@@ -30,6 +30,7 @@ def commands() -> list[str]:
 
 SERVE = "augserver serve --config examples/augserver.toml --listen ipc:///tmp/augserver.sock"
 HEALTH = "augserver health --connect ipc:///tmp/augserver.sock"
+STATUS = "augserver status --connect ipc:///tmp/augserver.sock"
 
 
 def test_every_command_is_one_that_a_test_runs() -> None:
@@ -40,6 +41,7 @@ def test_every_command_is_one_that_a_test_runs() -> None:
         "pip install -e '.[server,tensorflow]'",  # below
         SERVE,  # below
         HEALTH,  # below
+        STATUS,  # below
     ]
 
 
@@ -77,15 +79,18 @@ def test_the_standalone_server_and_its_health_check(tmp_path: Path) -> None:
     # As written, but with a socket of this test's own.
     address = f"ipc://{tmp_path}/s"
     with serving(address, *SERVE.split()[2:4]):
-        command = [
-            sys.executable,
-            "-m",
-            *HEALTH.replace("ipc:///tmp/augserver.sock", address).split(),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("healthy")
-        client = blocks("python")[1].replace("ipc:///tmp/augserver.sock", address)
+        for asked, answer in ((HEALTH, "healthy: pid"), (STATUS, "pid")):
+            words = asked.replace("ipc:///tmp/augserver.sock", address).split()
+            done = subprocess.run(
+                [sys.executable, "-m", *words],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.startswith(answer)
+        client = blocks("python")[2].replace("ipc:///tmp/augserver.sock", address)
         _run("from augclient import AugSequence\n" + client + "print(len(train))")
 
 
@@ -103,6 +108,29 @@ def test_the_ten_lines_train() -> None:
     lines = blocks("python")[0].replace("epochs=10", "epochs=1")
     assert len([line for line in lines.splitlines() if line.strip()]) <= 10
     _run(textwrap.dedent(drawn) + lines)
+
+
+def test_the_lines_about_files_train(tmp_path: Path) -> None:
+    drawn = f"""
+        import os, keras, numpy as np, PIL.Image
+        from augclient import AugSequence
+        os.chdir({str(tmp_path)!r})
+        for i in range(64):
+            name = f"pets/train/{{'cat' if i % 2 else 'dog'}}/{{i}}.png"
+            os.makedirs(os.path.dirname(name), exist_ok=True)
+            PIL.Image.fromarray(np.full((20, 30, 3), i, np.uint8)).save(name)
+        open("pets/train/cat/broken.jpg", "w").close()
+        paths = ["pets/train/cat/1.png", "pets/train/dog/2.png"]
+        labels = np.array([[1.0, 0.0], [0.0, 1.0]])
+        augment = dict(rotation_range=15, rescale=1 / 255)
+    """
+    trained = """
+        model = keras.Sequential([keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)])
+        model.compile("sgd", "mse")
+        model.fit(train, epochs=1)
+        model.fit(listed, epochs=1)
+    """
+    _run(textwrap.dedent(drawn) + blocks("python")[1] + textwrap.dedent(trained))
 
 
 def _run(program: str) -> None:
