@@ -51,7 +51,7 @@ class Inline:
     ) -> None:
         if arrays is None:
             memory = Memory(most=NO_BOUND, workers=0, private=True)
-            dataset = load(spec.data, memory.segment)
+            dataset = load(spec.data, memory)
             arrays = attach(dataset.sources)
             fingerprint = dataset.fingerprint
             dataset.close()  # the maps stay

@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from augproto.errors import ConfigError, NotAllowed
 from augproto.messages import ArraySpec
 from augproto.spec import HANDED
-from augserver.datasets.arrays import ArrayDataset, MakeSegment, load, reserve
+from augserver.datasets.arrays import ArrayDataset, load, reserve
+from augserver.memory import Memory
 
 
 class DatasetStore:
@@ -20,12 +21,12 @@ class DatasetStore:
     (`withdraw`), or its end, lets them go.
 
     Args:
-        make: Makes a segment of so many bytes.
+        memory: Where the arrays will lie.
         loaded: Called, in another thread, when a load has ended.
     """
 
-    def __init__(self, make: MakeSegment, loaded: Callable[[], None]) -> None:
-        self._make = make
+    def __init__(self, memory: Memory, loaded: Callable[[], None]) -> None:
+        self._memory = memory
         self._loaded = loaded
         self._datasets: dict[tuple[str, ...], ArrayDataset] = {}
         self._filling: dict[str, ArrayDataset] = {}
@@ -62,7 +63,7 @@ class DatasetStore:
     def _load(self, key: tuple[str, ...], paths: tuple[str, ...]) -> ArrayDataset:
         dataset = self._datasets.get(key)
         if dataset is None:
-            dataset = self._datasets[key] = load(paths, self._make)
+            dataset = self._datasets[key] = load(paths, self._memory)
         dataset.users += 1
         return dataset
 
@@ -72,7 +73,7 @@ class DatasetStore:
         if key in self._datasets:
             self._datasets[key].users += 1
             return None
-        self._filling[name] = reserve(name, arrays, self._make)
+        self._filling[name] = reserve(name, arrays, self._memory)
         return self._filling[name]
 
     def filled(self, name: str) -> None:
