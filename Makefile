@@ -8,12 +8,13 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # TORCH=1 adds PyTorch to the tests (the pinned CPU build); without it its tests skip.
 TORCH  ?=
 
-.PHONY: help demo test check lint types contracts quick bench clean
+.PHONY: help demo test check lint types contracts quick bench residue clean
 
 help:
 	@echo "make demo    train a small Keras model on augmented batches (about two minutes)"
 	@echo "make test    all tests; TORCH=1 with PyTorch as well"
 	@echo "make check   lint, types, import contracts, quick tests"
+	@echo "make residue 200 rounds of kill -9 against everything, and a look at what is left"
 	@echo "make bench   the measurements of tests/bench (minutes; needs a quiet machine)"
 
 $(BIN)/python:
@@ -63,6 +64,9 @@ bench: $(VENV)/.test
 	$(BIN)/python tests/bench/throughput.py
 	$(BIN)/python tests/bench/photographs.py
 	$(BIN)/python tests/bench/control_plane.py
+
+residue: $(VENV)/.check
+	$(BIN)/python tests/support/residue_rounds.py 200
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

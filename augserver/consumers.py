@@ -83,7 +83,7 @@ class Consumers:
         self._memory = Memory(
             most=config.max_total_bytes, workers=config.workers, private=config.private
         )
-        self.datasets = DatasetStore(self._memory.segment, wake)
+        self.datasets = DatasetStore(self._memory, wake)
 
     # -- what consumers say ---------------------------------------------------------------------
 

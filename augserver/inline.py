@@ -56,7 +56,7 @@ class Inline:
             spec = spec.with_classes(listing.class_names)
         if arrays is None:
             memory = Memory(most=NO_BOUND, workers=0, private=True)
-            dataset = load(spec.data, memory.segment)
+            dataset = load(spec.data, memory)
             arrays = attach(dataset.sources)
             fingerprint = dataset.fingerprint
             dataset.close()  # the maps stay

@@ -35,6 +35,8 @@ WORKER_RESERVE = 32 << 20
 RESERVE_PART = 16
 RESERVE_MOST = 1 << 30
 
+_NPY = "save them as .npy files and name those (data=): they are mapped where they lie"
+
 _log = logging.getLogger("augserver.memory")
 
 
@@ -76,8 +78,20 @@ class Memory:
         return self._make(
             lambda left: size if size <= left else 0,
             f"arrays of {mib(size)} do not fit into shared memory",
-            "save them as .npy files and name those (data=): they are mapped where they lie",
+            _NPY,
         )
+
+    def check(self, size: int) -> None:
+        """Refuse what this process is about to take for itself, before the kernel kills it.
+
+        Raises:
+            NoRoom: So many bytes are not left.
+        """
+        with self._lock:
+            limits = self._memory_limits_kept()
+            short = [limit.remedy for limit in limits if size > limit.left - self._pending]
+        if short:
+            raise _no_room(f"{mib(size)} are needed to unpack the arrays", limits, [_NPY, *short])
 
     def ring(self, layout: Layout, wanted: int) -> tuple[Segment, int]:
         """A segment for a ring, and its number of slots: all wanted, or as many as fit.
@@ -154,24 +168,32 @@ class Memory:
                 for limit in limits[self._nameless :]
                 if not choose(limit.left - self._pending)
             ]
-        sizes = "; ".join(map(str, limits))
-        raise NoRoom(errno.ENOSPC, f"{what}: {sizes}. To do: {', or '.join([remedy, *short])}")
+        raise _no_room(what, limits, [remedy, *short])
 
     def _limits(self) -> list[Limit]:
         """What bounds a segment, wherever it lies."""
         self._segments = [segment for segment in self._segments if not segment.closed]
         held = sum(segment.size for segment in self._segments)
-        limits = [
-            dataclasses.replace(
-                limit, kept=max(self._reserve, min(limit.total // RESERVE_PART, RESERVE_MOST))
-            )
-            for limit in self._memory_limits()
-        ]
+        limits = self._memory_limits_kept()
         if self._most < NO_BOUND:
             free = max(0, self._most - held)
             remedy = "raise max_total_bytes in the server's config"
             limits.append(Limit("this server's max_total_bytes", self._most, free, remedy))
         return limits
+
+    def _memory_limits_kept(self) -> list[Limit]:
+        """What bounds memory, each less what the processes themselves need."""
+        return [
+            dataclasses.replace(
+                limit, kept=max(self._reserve, min(limit.total // RESERVE_PART, RESERVE_MOST))
+            )
+            for limit in self._memory_limits()
+        ]
+
+
+def _no_room(what: str, limits: list[Limit], remedies: list[str]) -> NoRoom:
+    sizes = "; ".join(map(str, limits))
+    return NoRoom(errno.ENOSPC, f"{what}: {sizes}. To do: {', or '.join(remedies)}")
 
 
 def _shm() -> Limit:

@@ -15,6 +15,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
@@ -89,6 +90,8 @@ class Supervisor:
         # Named here, multiprocessing's folder is also ours to remove, before its own exit hooks.
         config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
         config["tempdir"] = str(runtime)
+        # Python starts a resource tracker beside it, which we tell nothing: its end harms nobody.
+        warnings.filterwarnings("ignore", "resource_tracker: process died", UserWarning)
         forkserver.ensure_running()
 
     def start(self, now: float) -> list[WorkerProcess]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,9 @@ from augproto.fingerprint import fingerprint
 from augproto.layout import DTYPE_KINDS, FIELD_ALIGNMENT
 from augproto.messages import ArraySpec, Source
 from augproto.segment import Segment, map_file
+from augserver.memory import Memory
 
 Array = npt.NDArray[Any]
-#: Makes a segment of so many bytes, or raises NoRoom.
-MakeSegment = Callable[[int], Segment]
 
 
 @dataclass(slots=True)
@@ -66,31 +65,31 @@ def places(arrays: Iterable[ArraySpec], path: str) -> tuple[tuple[Source, ...], 
     return tuple(sources), max(offset, FIELD_ALIGNMENT)
 
 
-def reserve(name: str, arrays: Sequence[ArraySpec], make: MakeSegment) -> ArrayDataset:
+def reserve(name: str, arrays: Sequence[ArraySpec], memory: Memory) -> ArrayDataset:
     """Make room for arrays that a client will write into it.
 
     Raises:
         NoRoom: They do not fit.
     """
     sources, size = places(arrays, "")
-    segment = make(size)
+    segment = memory.segment(size)
     placed = tuple(source._replace(path=str(segment.path)) for source in sources)
     return ArrayDataset(placed, name, segment=segment)
 
 
-def hold(name: str, arrays: dict[str, Array], make: MakeSegment) -> ArrayDataset:
+def hold(name: str, arrays: dict[str, Array], memory: Memory) -> ArrayDataset:
     """Put arrays into memory that all workers share.
 
     Raises:
         NoRoom: They do not fit.
     """
     specs = [ArraySpec(n, a.dtype.str, a.shape) for n, a in arrays.items()]
-    dataset = reserve(name, specs, make)
+    dataset = reserve(name, specs, memory)
     write(dataset.sources, arrays)
     return dataset
 
 
-def load(paths: Sequence[str], make: MakeSegment) -> ArrayDataset:
+def load(paths: Sequence[str], memory: Memory) -> ArrayDataset:
     """Open .npz and .npy files.
 
     A .npz is unpacked into a segment; a .npy is mapped where it lies. Objects (pickles) are
@@ -108,6 +107,8 @@ def load(paths: Sequence[str], make: MakeSegment) -> ArrayDataset:
             if path.endswith(".npz"):
                 # Opened here: numpy leaves the file open when it is no archive after all.
                 with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                    # Unpacked once into the process, and then copied to where all can see it.
+                    memory.check(2 * sum(entry.file_size for entry in archive.zip.infolist()))
                     for name in archive.files:
                         _add(unpacked, mapped, name, _plain(name, archive[name]), path)
             elif path.endswith(".npy"):
@@ -133,7 +134,7 @@ def load(paths: Sequence[str], make: MakeSegment) -> ArrayDataset:
     digest.update(fingerprint(unpacked).encode())
     if not unpacked:
         return ArrayDataset(tuple(mapped), digest.hexdigest())
-    dataset = hold(digest.hexdigest(), unpacked, make)
+    dataset = hold(digest.hexdigest(), unpacked, memory)
     dataset.sources += tuple(mapped)
     return dataset
 

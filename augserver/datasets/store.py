@@ -10,8 +10,9 @@ from augproto.errors import ConfigError
 from augproto.messages import ArraySpec
 from augproto.pictures import Pictures
 from augproto.spec import HANDED, Spec
-from augserver.datasets.arrays import ArrayDataset, MakeSegment, hold, load, reserve
+from augserver.datasets.arrays import ArrayDataset, hold, load, reserve
 from augserver.datasets.listing import list_files
+from augserver.memory import Memory
 
 
 class DatasetStore:
@@ -22,12 +23,12 @@ class DatasetStore:
     (`withdraw`), or its end, lets them go.
 
     Args:
-        make: Makes a segment of so many bytes.
+        memory: Where the arrays will lie.
         loaded: Called, in another thread, when a load has ended.
     """
 
-    def __init__(self, make: MakeSegment, loaded: Callable[[], None]) -> None:
-        self._make = make
+    def __init__(self, memory: Memory, loaded: Callable[[], None]) -> None:
+        self._memory = memory
         self._loaded = loaded
         self._datasets: dict[tuple[str, ...], ArrayDataset] = {}
         self._filling: dict[str, ArrayDataset] = {}
@@ -79,7 +80,7 @@ class DatasetStore:
         key = ("files", listing.fingerprint)
         dataset = self._datasets.get(key)
         if dataset is None:
-            dataset = hold(listing.fingerprint, listing.arrays, self._make)
+            dataset = hold(listing.fingerprint, listing.arrays, self._memory)
             dataset.class_names = listing.class_names
             self._datasets[key] = dataset
         dataset.users += 1
@@ -88,7 +89,7 @@ class DatasetStore:
     def _load(self, key: tuple[str, ...], paths: tuple[str, ...]) -> ArrayDataset:
         dataset = self._datasets.get(key)
         if dataset is None:
-            dataset = self._datasets[key] = load(paths, self._make)
+            dataset = self._datasets[key] = load(paths, self._memory)
         dataset.users += 1
         return dataset
 
@@ -99,7 +100,7 @@ class DatasetStore:
             self._datasets[key].users += 1
             return None
         self._give_up_filling(name)
-        self._filling[name] = reserve(name, arrays, self._make)
+        self._filling[name] = reserve(name, arrays, self._memory)
         return self._filling[name]
 
     def filled(self, name: str) -> None:

@@ -126,8 +126,14 @@ class Demand:
         """Whether the server has been asked for this one, or has answered."""
         return key in self._outstanding or key in self.ready or key in self.faults
 
-    def restart(self) -> None:
-        """A new server knows nothing: nothing is ready, nothing was asked for."""
+    def restart(self, slots: int) -> None:
+        """A new server knows nothing: nothing is ready, nothing was asked for.
+
+        Args:
+            slots: Of the new ring; where memory is short it has another number than the last.
+        """
+        self._slots = slots
+        self._horizon = min(self._horizon, slots)
         self.ready.clear()
         self.faults.clear()
         self._outstanding.clear()

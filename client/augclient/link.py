@@ -418,7 +418,7 @@ class Link:
         if self._demand is None:
             self._demand = Demand(opened.steps, opened.slots)
         else:
-            self._demand.restart()
+            self._demand.restart(opened.slots)
         # From here on it is this seed, also where the server drew it.
         if self._wish.spec is not None:
             self._wish = dataclasses.replace(

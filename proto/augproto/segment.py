@@ -253,6 +253,11 @@ def attach(name: str, folder: Path = HOME, *, writable: bool = False) -> npt.NDA
     try:
         fd = _open_segment(name, folder, _access(writable))
     except FileNotFoundError as error:
+        if "@" in name:
+            raise ServerLost(
+                f"attach: no segment {name} in /proc. Either its server has ended, or this process "
+                "is in another pid namespace and does not see it"
+            ) from error
         raise ServerLost(
             f"attach: no segment {name} in {folder}. Either its server has ended, or this "
             "process does not share the server's shared memory (containers: `ipc: service:...`, "

@@ -177,10 +177,25 @@ def test_to_a_new_server_everything_is_said_anew() -> None:
     demand.runs()
     announce(demand, (3, 5))
     demand.failed(Fault("WorkerError", "broken", 9, 3, 6))
-    demand.restart()
+    demand.restart(slots=2)
     assert (demand.seen, demand.ready, demand.faults) == (0, {}, {})
     assert not demand.asked((3, 4))
     assert wanted(demand) == [(3, 4), (3, 5)]
+
+
+def test_a_new_ring_of_another_size_is_read_ahead_and_freed_as_such() -> None:
+    demand = Demand(steps=100, slots=8)
+    demand.ask((0, 0))
+    assert len(wanted(demand)) == 9
+    demand.restart(slots=3)
+    assert wanted(demand) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    announce(demand, (0, 1), (0, 2), (0, 3))
+    assert demand.excess(0, waiting=True) == [Release(2, 1)], "its three slots are full"
+    demand.restart(slots=8)
+    for step in range(3):
+        announce(demand, (0, step))
+        taken(demand, (0, step))
+    assert len(wanted(demand)) == 9
 
 
 class Both:

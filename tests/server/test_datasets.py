@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import pickle
@@ -23,9 +24,12 @@ from augproto.layout import FIELD_ALIGNMENT
 from augproto.messages import ArraySpec
 from augproto.segment import PREFIX, Segment
 from augproto.spec import HANDED, Spec
+from augserver.config import NO_BOUND
 from augserver.datasets.arrays import ArrayDataset, attach, load, places, write
 from augserver.datasets.listing import check_roots
 from augserver.datasets.store import DatasetStore
+from augserver.limits import Limit
+from augserver.memory import Memory
 
 if TYPE_CHECKING:
     from tests.conftest import WaitUntil
@@ -36,9 +40,15 @@ X = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
 Y = np.array([7, 8])
 
 
-def make(size: int) -> Segment:
-    name = f"{PREFIX}{os.getuid()}-{os.getpid():x}{secrets.token_hex(3)}-test"
-    return Segment(name, size)
+MEMORY = Memory(most=NO_BOUND, workers=0, private=False)
+
+
+class Nameless(Memory):
+    """A private server's where /dev/shm is full."""
+
+    def segment(self, size: int) -> Segment:
+        name = f"{PREFIX}{os.getuid()}-{os.getpid():x}{secrets.token_hex(3)}-test"
+        return Segment(name, size, nameless=True)
 
 
 @pytest.fixture
@@ -51,7 +61,7 @@ def opened() -> Iterator[list[ArrayDataset]]:
 
 
 def loaded(opened: list[ArrayDataset], *paths: Path) -> ArrayDataset:
-    opened.append(load([str(path) for path in paths], make))
+    opened.append(load([str(path) for path in paths], MEMORY))
     return opened[-1]
 
 
@@ -246,6 +256,18 @@ def test_a_damaged_npz_is_refused(tmp_path: Path, opened: list[ArrayDataset], ki
         loaded(opened, path)
 
 
+def test_an_npz_that_memory_cannot_hold_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, x=np.zeros(8 << 20, np.uint8))
+    cgroup = Limit("the cgroup", 100 << 20, 15 << 20, "give it more")
+    memory = Memory(most=NO_BOUND, workers=0, private=False, limits=lambda: [cgroup])
+    memory._reserve = 0
+    with pytest.raises(NoRoom, match=r"16\.0 MiB are needed to unpack .*\.npy files.*give it more"):
+        load([str(path)], memory)
+    memory._memory_limits = lambda: [dataclasses.replace(cgroup, free=90 << 20)]
+    load([str(path)], memory).close()
+
+
 def test_two_arrays_of_one_name_are_refused(tmp_path: Path, opened: list[ArrayDataset]) -> None:
     first, second = npz(tmp_path / "a.npz", x=X), npz(tmp_path / "b.npz", x=Y)
     third = npy(tmp_path / "x.npy", Y)
@@ -255,8 +277,8 @@ def test_two_arrays_of_one_name_are_refused(tmp_path: Path, opened: list[ArrayDa
 
 
 def test_what_does_not_fit_into_shared_memory_leaves_nothing() -> None:
-    store = DatasetStore(make, lambda: None)
-    with pytest.raises(NoRoom, match="does not fit"):
+    store = DatasetStore(MEMORY, lambda: None)
+    with pytest.raises(NoRoom, match="do not fit"):
         store.offer("huge", [ArraySpec("x", "f8", (1 << 42,))])
     store.close()
 
@@ -306,13 +328,9 @@ def test_an_offer_of_what_is_no_number_is_refused(dtype: str) -> None:
         places([ArraySpec("a", dtype, (3,))], "x")
 
 
-@pytest.mark.parametrize("nameless", [False, True])
-def test_what_is_written_is_what_is_attached(nameless: bool) -> None:
-    store = DatasetStore(
-        lambda size: Segment(f"{PREFIX}{os.getuid()}-{secrets.token_hex(8)}-test", size,
-                             nameless=nameless),
-        lambda: None,
-    )  # fmt: skip
+@pytest.mark.parametrize("kind", [Memory, Nameless])
+def test_what_is_written_is_what_is_attached(kind: type[Memory]) -> None:
+    store = DatasetStore(kind(most=NO_BOUND, workers=0, private=False), lambda: None)
     room = store.offer("mark", [ArraySpec("x", X.dtype.str, X.shape), ArraySpec("y", "<i8", (2,))])
     assert room is not None
     write(room.sources, {"x": X, "y": Y})
@@ -327,7 +345,7 @@ def test_what_is_written_is_what_is_attached(nameless: bool) -> None:
 
 @pytest.fixture
 def store() -> Iterator[DatasetStore]:
-    made = DatasetStore(make, lambda: None)
+    made = DatasetStore(MEMORY, lambda: None)
     yield made
     made.close()
 
@@ -388,7 +406,7 @@ def test_a_load_says_when_it_has_ended_and_then_its_result_is_there(
         asked.wait(10)
         done_when_told.append(futures[-1].done())
 
-    store = DatasetStore(make, told)
+    store = DatasetStore(MEMORY, told)
     for path in (npz(tmp_path / "a.npz", x=X), tmp_path / "b.pkl"):
         path.touch()
         asked.clear()
@@ -428,7 +446,7 @@ def test_handed_arrays_live_as_long_as_their_offers(store: DatasetStore) -> None
 
 
 def test_the_stores_end_leaves_nothing(tmp_path: Path) -> None:
-    store = DatasetStore(make, lambda: None)
+    store = DatasetStore(MEMORY, lambda: None)
     datasets = [result(store.acquire(stream_over(str(npz(tmp_path / "a.npz", x=X)))))]
     filling = store.offer("mark", [ArraySpec("x", "f4", (3,))])
     assert filling is not None

@@ -4,10 +4,11 @@
 
 In a round a program with a private server runs, and a standalone server with two consumers, one of
 which does not read. Then some or all of their processes (programs, servers, forkservers, workers,
-resource trackers) are killed by SIGKILL, after the first batch or at any moment before; what was
-spared is ended politely. Then there must be no process of theirs, nothing of the resource tracker
-on standard error, no file of theirs in /dev/shm once another server has started, and no socket and
-no folder. A round is a function of its seed.
+resource trackers) are killed by SIGKILL, after the first batch or at any moment before, and
+sometimes workers are stopped first. What was spared is ended politely. Then there must be no
+process of theirs, nothing of the resource tracker on standard error, no file of theirs in /dev/shm
+once another server has started, and no socket and no folder. What a round does follows from its
+seed.
 """
 
 from __future__ import annotations
@@ -190,6 +191,11 @@ def _kill_some(this: Round, chance: random.Random) -> None:
     this.servers |= {pid for pid, what in found.items() if what.endswith("server")}
     pids = sorted(found, key=lambda pid: (found[pid], pid))
     chance.shuffle(pids)
+    if chance.random() < 0.3:  # who is stopped hears of nothing
+        for pid in [pid for pid in pids if found[pid] == "worker"][:2]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                this.killed.append("(stopped) worker")
     if chance.random() > 0.3:
         pids = pids[: chance.randint(1, len(pids))]
     for pid in pids:

@@ -262,6 +262,19 @@ def test_a_standalone_server_in_a_small_cgroup_works_smaller_and_nobody_is_kille
     assert (found["server"], cgroup.kills) == (0, 0)
 
 
+def test_a_standalone_server_in_a_small_cgroup_unpacks_no_more_than_it_can_hold(
+    cgroup: Cgroup, folder: Path
+) -> None:
+    np.savez_compressed(folder / "x.npz", x=np.zeros(200 << 20, np.uint8).reshape(-1, 256, 256, 1))
+    text = (folder / "augserver.toml").read_text().replace("x.npy", "x.npz")
+    (folder / "augserver.toml").write_text(text)
+    found = run(cgroup.run_in(320 << 20), STANDALONE, folder, 16, 16)
+    for refused in found["consumers"]:
+        assert "400.0 MiB are needed to unpack the arrays" in refused["refused"]
+        assert "save them as .npy files" in refused["refused"]
+    assert (found["server"], cgroup.kills) == (0, 0)
+
+
 def test_more_than_the_server_s_bound_is_refused_to_who_asks_and_the_others_go_on(
     folder: Path,
 ) -> None:
