@@ -215,17 +215,20 @@ class Consumers:
         """Of all open streams, for a worker that is new."""
         return [c.ringed.define for c in self._by_stream.values() if c.ringed is not None]
 
-    def being_written(self, held: list[tuple[int, Place]]) -> tuple[int, Place] | None:
-        """Which of these a dead worker was writing: a slot claimed at the sequence it was given.
+    def being_written(
+        self, held: list[tuple[int, Place]]
+    ) -> tuple[tuple[int, Place], int | None] | None:
+        """Which of these a dead worker was writing, and the sample that it was at, if it said.
 
-        The header is evidence for the blame alone; the slot is free either way.
+        That is a slot claimed at the sequence it was given. The header is evidence for the blame
+        alone; the slot is free either way.
         """
         for stream, place in held:
             conversation = self._by_stream.get(stream)
             if conversation is not None and conversation.ringed is not None:
                 ring = conversation.ringed.ring
                 if ring.being_written(place.slot, place.sequence):
-                    return stream, place
+                    return (stream, place), ring.noted(place.slot)
         return None
 
     # -- how consumers go -----------------------------------------------------------------------

@@ -8,7 +8,6 @@ signed, then the bytes), so that the worker's end is a plain, blocking Connectio
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 from multiprocessing.connection import Connection
@@ -27,6 +26,7 @@ class Pipe:
         self._connection = connection
         self._out = bytearray()
         self._in = bytearray()
+        self.ended = False  #: the other end is closed; what it said before is still there
         os.set_blocking(connection.fileno(), False)
 
     def fileno(self) -> int:
@@ -56,9 +56,14 @@ class Pipe:
 
     def receive(self) -> list[bytes]:
         """All messages that have come whole."""
-        with contextlib.suppress(OSError):
+        try:
             while chunk := os.read(self.fileno(), _READ_BYTES):
                 self._in += chunk
+            self.ended = True
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.ended = True
         frames = []
         while len(self._in) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._in)

@@ -1,31 +1,16 @@
-"""What the forkserver imports before the first worker: importing this module is its whole use.
+"""What the forkserver imports and runs once before the first worker.
 
 Workers are forked from a process that has already paid for numpy, scipy and Pillow and has run one
 small batch, so that a new worker is ready in milliseconds and shares those pages with all others.
-Only the forkserver imports this; there the import has the side effects it is for.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import signal
-
 import numpy as np
 
 from augproto.spec import Spec, Transforms
+from augserver import worker as worker
 from augserver.recipe import Recipe
-
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies, whatever the parent dies of.
-
-    Linux only (prctl(2)); elsewhere the end of the pipe has to do.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def warm() -> None:
@@ -38,7 +23,3 @@ def warm() -> None:
     recipe = Recipe(spec, 0, {"x": np.zeros((2, 8, 8, 3), np.uint8)})
     slot = np.zeros(recipe.layout.slot_bytes, np.uint8)
     recipe.fill(0, 0, recipe.layout.arrays(slot, 2))
-
-
-die_with_parent()
-warm()

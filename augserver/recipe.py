@@ -19,7 +19,7 @@ from augproto.spec import Spec, Transforms
 from augproto.structure import Structure, leaves, places
 from augserver.draws import Draws, draw
 from augserver.sampling import Sampler
-from augserver.transforms import TransformBatch, build
+from augserver.transforms import SampleError, TransformBatch, build
 from augserver.transforms.resize import resize
 
 Array = npt.NDArray[Any]
@@ -96,11 +96,19 @@ class Recipe:
         """Samples in a batch."""
         return len(self.sampler.batch(epoch, step))
 
-    def fill(self, epoch: int, step: int, out: Mapping[str, Array]) -> None:
+    def fill(
+        self,
+        epoch: int,
+        step: int,
+        out: Mapping[str, Array],
+        note: Callable[[int], None] | None = None,
+    ) -> None:
         """Write the batch.
 
         Args:
             out: The layout's fields, each with as many rows as `count` says.
+            note: Called with a sample's index in the dataset before something is done to it that
+                may kill this process.
 
         Raises:
             SampleError: A picture cannot be made; it names the sample.
@@ -133,7 +141,15 @@ class Recipe:
                     data_format=self.spec.data_format,
                 )
                 rows = np.arange(len(indexes))
-            part.transform.transform_batch(array, rows, draws[height, width], target)
+            try:
+                part.transform.transform_batch(
+                    array, rows, draws[height, width], target, _of_rows(note, rows, indexes)
+                )
+            except SampleError as error:
+                if rows is indexes:
+                    raise
+                sample = int(indexes[error.sample])
+                raise SampleError(sample, error.args[1]) from error.__cause__
 
     def _images(self) -> set[str]:
         """The names of the arrays that are pictures."""
@@ -185,6 +201,15 @@ class Recipe:
             got = ", ".join(f"{name!r} has {length}" for name, length in lengths.items())
             raise ConfigError(f"the arrays differ in length: {got}; wanted one row per sample")
         return next(iter(lengths.values()))
+
+
+def _of_rows(
+    note: Callable[[int], None] | None, rows: npt.NDArray[np.int64], indexes: npt.NDArray[np.int64]
+) -> Callable[[int], None] | None:
+    """A note of a sample by its row; resized pictures are an array of their own."""
+    if note is None or rows is indexes:
+        return note
+    return lambda row: note(int(indexes[row]))
 
 
 def _absent(picture: Array) -> Array:

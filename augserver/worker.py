@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Protocol
 
@@ -139,7 +140,8 @@ def _fill(work: _Work, stream: int, place: Place) -> Entry:
     samples = recipe.count(place.epoch, place.step)
     header = Header(stream, place.epoch, place.step, place.sequence, samples)
     memory = ring.claim(place.slot, header)
-    recipe.fill(place.epoch, place.step, recipe.layout.arrays(memory, samples))
+    note = partial(ring.note, place.slot)
+    recipe.fill(place.epoch, place.step, recipe.layout.arrays(memory, samples), note)
     ring.commit(place.slot, header)
     return Entry(*place, samples)
 
