@@ -22,6 +22,7 @@ from augproto.messages import (
     Bye,
     Close,
     Define,
+    Fault,
     Forget,
     Heartbeat,
     Hello,
@@ -249,6 +250,13 @@ class Consumers:
     def _patience(self, conversation: Conversation) -> float:
         """Seconds of silence; who has opened nothing loses nothing by greeting again."""
         return self._config.lease if conversation.opens else min(self._config.lease, GREETING)
+
+    def retire(self, stream: int, why: str) -> None:
+        """Take a stream's ring out of use; its consumer opens another and goes on where it was."""
+        conversation = self._by_stream[stream]
+        _log.warning("%s: its ring is retired: %s", conversation.program, why)
+        self._say(conversation, Fault("SessionLost", f"this ring is retired ({why}): open again"))
+        self.drop(conversation)
 
     def drop(self, conversation: Conversation) -> None:
         """Forget a consumer: closed, dead or silent. Its memory is unlinked, never written."""

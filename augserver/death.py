@@ -22,6 +22,7 @@ TRACE_BYTES = 16384
 MEMORY_SECONDS = 5.0
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_MACHINE = "/proc/vmstat (the whole machine)"
 _KNOWN = {
     signal.SIGSEGV: "a segmentation fault: native code touched memory that is not its own",
     signal.SIGBUS: "a bus error: a file that was mapped has shrunk, or /dev/shm is full",
@@ -38,10 +39,12 @@ class Death:
     Attributes:
         cause: In words that follow the process's name: "was killed by SIGSEGV (...)".
         traceback: What it wrote itself ("" if it could not).
+        own: Whether what it did may have been the cause; not so if it was taken along.
     """
 
     cause: str
     traceback: str = ""
+    own: bool = True
 
     def __str__(self) -> str:
         return f"{self.cause}\n{self.traceback}" if self.traceback else self.cause
@@ -83,11 +86,19 @@ class MemoryWitness:
             self._old, self._new, self._looked = self._new, _counts(), now
 
     def testimony(self) -> str:
-        """What speaks for the out-of-memory killer, or that nothing does."""
+        """What speaks for the out-of-memory killer, or that nothing does.
+
+        A kill that was counted is evidence for one death; the next one needs another.
+        """
         grown = [where for where, count in _counts().items() if count > self._old.get(where, count)]
+        for where in grown:
+            self._old[where] += 1
+            self._new[where] = max(self._new[where], self._old[where])
         if not grown:
             return "without evidence of the out-of-memory killer: somebody has sent it"
-        return f"by the kernel, out of memory: the count of such kills has grown in {grown[0]}"
+        if grown[0] == _MACHINE:
+            return f"perhaps by the kernel for want of memory: {_MACHINE} counts one such kill more"
+        return f"by the kernel for want of memory: {grown[0]} counts one such kill more"
 
 
 def _counts() -> dict[str, int]:
@@ -108,15 +119,15 @@ def _places() -> Iterable[tuple[Path, str]]:
                 for root in (_CGROUPS, _CGROUPS / "unified"):
                     yield (
                         root / group.lstrip("/") / "memory.events",
-                        f"this server's cgroup {group}",
+                        f"the server's cgroup {group}",
                     )
             elif "memory" in controllers.split(","):
                 for place in (group.lstrip("/"), ""):  # a container sees its own as the root
                     path = _CGROUPS / "memory" / place / "memory.oom_control"
                     if path.exists():
-                        yield path, f"this server's cgroup {group}"
+                        yield path, f"the server's cgroup {group}"
                         break
-    yield Path("/proc/vmstat"), "/proc/vmstat (the whole machine's; it may have been another)"
+    yield Path("/proc/vmstat"), _MACHINE
 
 
 def _field(path: Path, name: str) -> int | None:
@@ -136,4 +147,6 @@ def last_words(path: Path) -> str:
         return ""
     if len(data) > TRACE_BYTES:
         data = data[: TRACE_BYTES // 2] + b"\n...\n" + data[-TRACE_BYTES // 2 :]
-    return data.decode(errors="replace").strip()
+    lines = data.decode(errors="replace").strip().splitlines()
+    # faulthandler ends with a list of all that was imported; nobody has asked.
+    return "\n".join(line for line in lines if not line.startswith("Extension modules:")).strip()

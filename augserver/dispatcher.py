@@ -154,22 +154,27 @@ class Dispatcher:
         ]
 
     def leave(
-        self, worker: int, suspect: tuple[int, Place] | None = None, loss: Loss | None = None
+        self,
+        worker: int,
+        suspect: tuple[int, Place] | None = None,
+        loss: Loss | None = None,
+        *,
+        guess: bool = True,
     ) -> list[tuple[int, Fault]]:
         """The worker is dead *and reaped*: its slots are free and its batches wanted again.
 
         Args:
-            suspect: What it was writing, as the slots' headers tell; by default the first thing
-                that it owed. Only that counts an attempt: after MAX_ATTEMPTS deaths its consumer
-                gets a fault instead of another try.
+            suspect: What it was writing, as the slots' headers tell. Only that counts an attempt:
+                after MAX_ATTEMPTS deaths its consumer gets a fault instead of another try.
             loss: Of what it died.
+            guess: Suspect the first thing that it owed where the headers tell nothing.
         """
         for stream, place in self._quarantine.pop(worker, ()):
             s = self._streams.get(stream)
             if s is not None:
                 s.slots.abort(place.slot, place.sequence)
                 s.quarantined -= 1
-        return self._lose(worker, suspect, loss, reaped=True)
+        return self._lose(worker, suspect, loss, reaped=True, guess=guess)
 
     def quarantine(
         self, worker: int, suspect: tuple[int, Place] | None = None, loss: Loss | None = None
@@ -183,10 +188,16 @@ class Dispatcher:
         ]
         for stream, _ in self._quarantine[worker]:
             self._streams[stream].quarantined += 1
-        return self._lose(worker, suspect, loss, reaped=False)
+        return self._lose(worker, suspect, loss, reaped=False, guess=True)
 
     def _lose(
-        self, worker: int, suspect: tuple[int, Place] | None, loss: Loss | None, *, reaped: bool
+        self,
+        worker: int,
+        suspect: tuple[int, Place] | None,
+        loss: Loss | None,
+        *,
+        reaped: bool,
+        guess: bool,
     ) -> list[tuple[int, Fault]]:
         held = self.held(worker)
         self._workers.pop(worker, None)
@@ -197,8 +208,8 @@ class Dispatcher:
                 if reaped:
                     s.slots.abort(place.slot, place.sequence)
                 s.wanted.appendleft(place[:2])
-        if suspect is None:
-            suspect = held[0] if held else None
+        if suspect is None and guess and held:
+            suspect = held[0]
         return self._blame(*suspect, loss or Loss()) if suspect is not None else []
 
     def _blame(self, stream: int, place: Place, loss: Loss) -> list[tuple[int, Fault]]:
@@ -224,27 +235,34 @@ class Dispatcher:
         text = next((x.traceback for x in reversed(losses) if x.traceback), "")
         return [(stream, self._fault(s, key, message, sample=sample, traceback=text))]
 
-    def tell_waiting(self, loss: Loss | None) -> list[tuple[int, Fault]]:
-        """Answer those who wait in vain, each wish list once: its most urgent batch is refused.
+    def tell_waiting(self, loss: Loss) -> list[tuple[int, Fault]]:
+        """There are no workers: each wish list is answered once, its most urgent batch refused.
 
         Args:
-            loss: Why there are no workers; None if there are some. In vain waits, too, who has a
-                ring of which every slot is in quarantine.
+            loss: Why there are none.
         """
         told = []
         for stream, s in self._streams.items():
-            lost = s.quarantined >= len(s.slots)
-            if s.told or not s.wanted or not (lost or loss is not None):
-                continue
-            s.told = True
-            key = s.wanted.popleft()
-            why = "all slots of this ring are held by workers that cannot be killed"
-            text = ""
-            if loss is not None:
-                why, text = loss.cause, loss.traceback
-            message = f"epoch {key[0]}, step {key[1]}: {why}"
-            told.append((stream, self._fault(s, key, message, traceback=text)))
+            if s.wanted and not s.told:
+                s.told = True
+                key = s.wanted.popleft()
+                message = f"epoch {key[0]}, step {key[1]}: {loss.cause}"
+                fault = self._fault(s, key, message, traceback=loss.traceback)
+                told.append((stream, fault))
         return told
+
+    def starved(self) -> list[int]:
+        """Streams that may wait for ever, since a quarantine has left them no slot that circulates.
+
+        A consumer counts on all slots of its ring when it decides what it may keep, so it cannot
+        know that it should give something back. It needs another ring. (It may also just be slow,
+        and the ring full for that; then the exchange costs it a few batches that are made again.)
+        """
+        return [
+            stream
+            for stream, s in self._streams.items()
+            if s.quarantined and s.wanted and not s.writing and not s.slots.free
+        ]
 
     def done(
         self, worker: int, stream: int, entries: Iterable[Entry], seconds: float

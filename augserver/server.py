@@ -149,6 +149,8 @@ class Server:
         deadline = time.monotonic() + DRAIN_SECONDS
         while not self._hurried and self._dispatcher.at_work and time.monotonic() < deadline:
             self.turn()
+        if self._dispatcher.at_work:
+            _log.warning("ends with unfinished work: its workers are killed")
 
     def stop(self, reason: str, *, hurry: bool = False) -> None:
         """Ask the loop to end; callable from a signal handler and from any thread.
@@ -188,7 +190,7 @@ class Server:
         if self._stopping is not None:
             return  # drains: nothing new is begun
         self._crew.start(now)
-        self._answer_in_vain()
+        self._tell_who_waits_in_vain()
         for assignment in self._dispatcher.assign():
             self._crew.assign(assignment.worker, Assign(assignment.stream, assignment.places), now)
 
@@ -253,7 +255,8 @@ class Server:
             _log.warning(
                 "worker %d (pid %d) %s%s", dead.worker, dead.pid, loss.cause, _at(suspect, loss)
             )
-            for stream, fault in self._dispatcher.leave(dead.worker, suspect, loss):
+            guess = dead.death.own
+            for stream, fault in self._dispatcher.leave(dead.worker, suspect, loss, guess=guess):
                 self._consumers.tell(stream, fault)
 
     def _inquest(self, worker: int, death: Death) -> tuple[tuple[int, Place] | None, Loss]:
@@ -262,19 +265,20 @@ class Server:
         suspect, sample = found if found is not None else (None, None)
         return suspect, Loss(death.cause, sample, death.traceback)
 
-    def _answer_in_vain(self) -> None:
-        """Tell who waits for workers that do not come up, or for slots that never will be free."""
+    def _tell_who_waits_in_vain(self) -> None:
+        """For workers that do not come up, or for slots that do not come back."""
         despair = self._crew.despair
-        loss = None
         if despair is not None:
             loss = Loss(f"no worker can be started; {despair.cause}", None, despair.traceback)
-        for stream, fault in self._dispatcher.tell_waiting(loss):
-            self._consumers.tell(stream, fault)
+            for stream, fault in self._dispatcher.tell_waiting(loss):
+                self._consumers.tell(stream, fault)
+        for stream in self._dispatcher.starved():
+            self._consumers.retire(stream, "a worker that cannot be killed holds slots of it")
 
 
 def _at(suspect: tuple[int, Place] | None, loss: Loss) -> str:
     """Where a worker died, and its traceback, as the end of a line of the log."""
-    where = "; it was idle, or between two batches"
+    where = "; no slot says what it was at"
     if suspect is not None:
         stream, place = suspect
         where = f", making stream {stream}, epoch {place.epoch}, step {place.step}"

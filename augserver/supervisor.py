@@ -27,7 +27,7 @@ from augserver.death import WHERE_ARE_YOU, Death, MemoryWitness, how_it_ended, l
 from augserver.forkserver import Born, Forkserver, trace_path
 from augserver.pipe import Pipe
 
-#: Seconds before replacing the 1st, 2nd, ... worker in a row that never answered.
+#: Seconds before replacing the 1st, 2nd, ... workers in a row that never answered.
 BACK_OFF = (0.0, 0.1, 0.5, 2.0, 10.0)
 #: So many deaths at the start in a row, and those who wait for batches are told.
 HOPELESS = 3
@@ -37,6 +37,8 @@ START_SECONDS = 60.0
 CODE_SECONDS = 1.0
 #: Seconds for a worker that is killed to be gone before it counts as unkillable.
 KILL_SECONDS = 2.0
+#: So many unkillable workers for each one wanted, and no more are started.
+MOST_UNKILLABLE = 2
 #: Seconds for a worker that is to be killed to write down where it is.
 DUMP_SECONDS = 0.4
 
@@ -129,14 +131,15 @@ class Supervisor:
         self._never_ready = 0
         self._last = Death("")
         self._not_before = 0.0
+        self._counted = -1.0
         self._too_slow = ""
 
     # -- starting -------------------------------------------------------------------------------
 
     def start(self, now: float) -> None:
         """Bring the number up to what is wanted, if it is time; `hear` tells when they run."""
-        missing = self.wanted - sum(not worker.unkillable for worker in self.workers.values())
-        if missing <= 0 or now < self._not_before:
+        missing = self.wanted - self._killable
+        if missing <= 0 or now < self._not_before or self._too_many_hang:
             return
         if self.forkserver is None:
             self.forkserver = Forkserver(self._runtime)
@@ -181,12 +184,27 @@ class Supervisor:
         """How many there are or are being started; none where that is in vain."""
         if self.despair is not None:
             return 0
+        return self._killable
+
+    @property
+    def _killable(self) -> int:
         return sum(not worker.unkillable for worker in self.workers.values())
+
+    @property
+    def _too_many_hang(self) -> bool:
+        return len(self.workers) - self._killable >= MOST_UNKILLABLE * max(1, self.wanted)
 
     @property
     def despair(self) -> Death | None:
         """Why there are no workers and will not be soon; None while there is hope."""
-        if self._never_ready < HOPELESS or any(w.ready for w in self.workers.values()):
+        if self._too_many_hang and not self._killable:
+            return Death(
+                f"{len(self.workers)} hang in the kernel and cannot be killed (a disk or a network "
+                "file system that does not answer?)"
+            )
+        if self._never_ready < HOPELESS or any(
+            worker.ready and not worker.unkillable for worker in self.workers.values()
+        ):
             return None
         return self._last
 
@@ -207,7 +225,7 @@ class Supervisor:
 
     def doom(self, worker: WorkerProcess, why: str, now: float) -> None:
         """Kill a worker, once it has had the time to write down where it is."""
-        if not worker.doomed:
+        if not worker.doomed and (worker.pid is None or worker.can_write()):
             worker.doomed = why
             worker.dump_until = now + DUMP_SECONDS
             worker.signal(WHERE_ARE_YOU)
@@ -226,9 +244,9 @@ class Supervisor:
         death = Death(cause, last_words(forkserver.trace))
         self._too_slow = ""
         _log.warning("the forkserver (pid %d) %s", forkserver.pid, death)
-        served = False
+        served = proven = False
         for worker in [w for w in self.workers.values() if w.forkserver is forkserver]:
-            served = served or worker.ready
+            served, proven = served or worker.ready, proven or worker.proven
             worker.forkserver = None
             if worker.pid is None:
                 worker.pipe.close()  # it never was
@@ -239,7 +257,8 @@ class Supervisor:
         if not served:
             self._last = Death(f"the forkserver {death.cause}", death.traceback)
             self._never_ready += 1
-            self._delay(now)
+        self._unproven = 0 if proven else self._unproven + 1
+        self._delay(now)
         return forkserver
 
     def gone(self, now: float) -> list[WorkerProcess]:
@@ -295,12 +314,17 @@ class Supervisor:
             cause = f"{worker.doomed} and was killed"
         elif worker.forkserver is None and worker.code is None:
             cause = "was killed with its forkserver"
-        death = Death(cause, last_words(worker.trace))
-        self._unproven = 0 if worker.proven else self._unproven + 1
-        if not worker.ready:
-            self._never_ready += 1
-            self._last = Death(f"the last one {death.cause}", death.traceback)
-        self._delay(now)
+        own = bool(worker.doomed) or worker.code is not None
+        death = Death(cause, last_words(worker.trace), own)
+        if own:  # the end of a forkserver is one end, however many it takes along
+            # Those that were started together count once.
+            first = worker.asked > self._counted
+            self._counted = max(self._counted, worker.asked)
+            self._unproven = 0 if worker.proven else self._unproven + first
+            if not worker.ready:
+                self._never_ready += first
+                self._last = Death(f"the last one {death.cause}", death.traceback)
+            self._delay(now)
         return words, death
 
     def _delay(self, now: float) -> None:

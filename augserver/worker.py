@@ -87,14 +87,16 @@ class Worker:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._streams: dict[int, _Work | Exception] = {}
+        self._streams: dict[int, Define | _Work | Exception] = {}
         self._functions: dict[str, Function] = {}
 
     def take(self, message: Message) -> None:
         """Do what the server says."""
         match message:
             case Define():
-                self._streams[message.stream] = self._define(message)
+                # Only noted: what a stream's function does when it is imported, up to killing
+                # this process, must happen over its own batches and not over those of others.
+                self._streams[message.stream] = message
             case Assign():
                 self._make(message)
             case Forget():
@@ -125,6 +127,8 @@ class Worker:
             try:
                 if work is None:
                     raise AugError(f"stream {message.stream} was never defined here")
+                if isinstance(work, Define):
+                    work = self._streams[message.stream] = self._define(work)
                 if isinstance(work, Exception):
                     raise work
                 entries.append(_fill(work, message.stream, place))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 from augproto.errors import ConfigError, NotAllowed
 from augproto.messages import ArraySpec
 from augproto.spec import HANDED
 from augserver.datasets.arrays import ArrayDataset, load, reserve
+from augserver.datasets.loader import Loader
 
 
 class DatasetStore:
@@ -30,7 +31,7 @@ class DatasetStore:
         self._datasets: dict[tuple[str, ...], ArrayDataset] = {}
         self._filling: dict[str, ArrayDataset] = {}
         # Unpacking a large file takes seconds; the server's loop must not stand still meanwhile.
-        self._loader = ThreadPoolExecutor(1, "augserver-loader")
+        self._loader = Loader()
 
     def acquire(self, data: Sequence[str]) -> Future[ArrayDataset]:
         """Become a user of the dataset; it may still have to be loaded.
@@ -54,7 +55,7 @@ class DatasetStore:
         if key[0].startswith(HANDED):
             ready.set_exception(ConfigError(f"data: no arrays {key[0]!r:.80} were handed over"))
             return ready
-        loading = self._loader.submit(self._load, key, tuple(data))
+        loading = self._loader.submit(lambda: self._load(key, tuple(data)))
         # Not at the end of `_load`: whoever is woken there finds the future not done yet.
         loading.add_done_callback(lambda _: self._loaded())
         return loading
@@ -102,7 +103,7 @@ class DatasetStore:
 
     def close(self) -> None:
         """Give everything back."""
-        self._loader.shutdown(wait=False, cancel_futures=True)
+        self._loader.close()
         for dataset in [*self._datasets.values(), *self._filling.values()]:
             dataset.close()
 
