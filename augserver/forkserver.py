@@ -172,7 +172,7 @@ def main(fd: int, parent: int, folder: str) -> NoReturn:
     """Fork and reap until the server is gone."""
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the server's to judge
-    trace = trace_path(Path(folder), "forkserver").open("w")
+    trace = trace_path(Path(folder), "forkserver").open("w", buffering=1)
     faulthandler.enable(trace)
     code = 1
     try:
@@ -267,7 +267,7 @@ def _be_worker(parent: int, pipe: int, trace_file: Path) -> NoReturn:
         die_with_parent(parent)  # a fork does not inherit it
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        trace = trace_file.open("w")
+        trace = trace_file.open("w", buffering=1)
         _write_down(trace)
         _take_forks_along()
         with contextlib.suppress(OSError, AttributeError, ValueError):

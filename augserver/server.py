@@ -150,7 +150,8 @@ class Server:
         while not self._hurried and self._dispatcher.at_work and time.monotonic() < deadline:
             self.turn()
         if self._dispatcher.at_work:
-            _log.warning("ends with unfinished work: its workers are killed")
+            how = "at once, as it was asked to" if self._hurried else "with unfinished work"
+            _log.info("ends %s: the workers are killed", how)
 
     def stop(self, reason: str, *, hurry: bool = False) -> None:
         """Ask the loop to end; callable from a signal handler and from any thread.
