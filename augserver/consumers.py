@@ -23,6 +23,7 @@ from augproto.messages import (
     Bye,
     Close,
     Define,
+    Fault,
     Forget,
     Heartbeat,
     Hello,
@@ -233,17 +234,20 @@ class Consumers:
         """Of all open streams, for a worker that is new."""
         return [c.ringed.define for c in self._by_stream.values() if c.ringed is not None]
 
-    def being_written(self, held: list[tuple[int, Place]]) -> tuple[int, Place] | None:
-        """Which of these a dead worker was writing: a slot claimed at the sequence it was given.
+    def being_written(
+        self, held: list[tuple[int, Place]]
+    ) -> tuple[tuple[int, Place], int | None] | None:
+        """Which of these a dead worker was writing, and the sample that it was at, if it said.
 
-        The header is evidence for the blame alone; the slot is free either way.
+        That is a slot claimed at the sequence it was given. The header is evidence for the blame
+        alone; the slot is free either way.
         """
         for stream, place in held:
             conversation = self._by_stream.get(stream)
             if conversation is not None and conversation.ringed is not None:
                 ring = conversation.ringed.ring
                 if ring.being_written(place.slot, place.sequence):
-                    return stream, place
+                    return (stream, place), ring.noted(place.slot)
         return None
 
     # -- how consumers go -----------------------------------------------------------------------
@@ -264,6 +268,13 @@ class Consumers:
     def _patience(self, conversation: Conversation) -> float:
         """Seconds of silence; who has opened nothing loses nothing by greeting again."""
         return self._config.lease if conversation.opens else min(self._config.lease, GREETING)
+
+    def retire(self, stream: int, why: str) -> None:
+        """Take a stream's ring out of use; its consumer opens another and goes on where it was."""
+        conversation = self._by_stream[stream]
+        _log.warning("%s: its ring is retired: %s", conversation.program, why)
+        self._say(conversation, Fault("SessionLost", f"this ring is retired ({why}): open again"))
+        self.drop(conversation)
 
     def drop(self, conversation: Conversation) -> None:
         """Forget a consumer: closed, dead or silent. Its memory is unlinked, never written."""

@@ -6,19 +6,32 @@ program and the same messages. The loop does not know the difference.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import zmq
 
+from augproto.errors import RemoteProtocolError
 from augproto.messages import Assign, Define, Forget, Function, Message, Ready
+from augserver.death import Death
 from augserver.supervisor import Supervisor, WorkerProcess
 from augserver.worker import Worker
 
-_log = logging.getLogger("augserver.supervisor")
+#: Seconds for a process to be gone after its pipe has ended; then it has closed it itself.
+PIPE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """A worker that is gone: what it said last, and of what it died."""
+
+    worker: int
+    pid: int
+    last_words: list[Message]
+    death: Death
 
 
 class _Inline:
@@ -60,17 +73,20 @@ class Crew:
         workers: How many processes; 0 for none.
         runtime: The server's private folder.
         poller: The loop's; workers' pipes and ends are registered there.
+        now: The time.
     """
 
-    def __init__(self, workers: int, runtime: Path, poller: zmq.Poller) -> None:
+    def __init__(self, workers: int, runtime: Path, poller: zmq.Poller, now: float) -> None:
         self._inline = _Inline() if workers == 0 else None
-        self._supervisor = Supervisor(workers, runtime) if workers else None
+        self._supervisor = Supervisor(workers, runtime, now) if workers else None
         self._poller = poller
-        self._fds: dict[int, int] = {}
-        self._sentinels: dict[int, int] = {}
+        self._forkserver: int | None = None
+        self._pipes: dict[int, WorkerProcess] = {}
+        self._ends: set[int] = set()
+        self._some_ended = False
         self._functions: list[Function] = []
         self._since: dict[int, float] = {}
-        self._some_ended = False
+        self._mute: dict[int, float] = {}
 
     @property
     def busy(self) -> bool:
@@ -84,13 +100,18 @@ class Crew:
 
     @property
     def alive(self) -> int:
-        """How many worker processes there are."""
-        return len(self._supervisor.workers) if self._supervisor else 0
+        """How many worker processes there are or are being started, if any can be."""
+        return self._supervisor.alive if self._supervisor else 0
 
     @property
     def restarts(self) -> int:
         """How many workers have ended since the start."""
         return self._supervisor.restarts if self._supervisor else 0
+
+    @property
+    def despair(self) -> Death | None:
+        """Why there are no workers; None while there is hope."""
+        return self._supervisor.despair if self._supervisor else None
 
     def scale(self, workers: int) -> None:
         """Have at least so many worker processes, where there are any."""
@@ -101,13 +122,11 @@ class Crew:
         """Start what is missing, if it is time."""
         if self._supervisor is None:
             return
-        for worker in self._supervisor.start(now):
-            self._fds[worker.pipe.fileno()] = worker.number
-            self._sentinels[worker.process.sentinel] = worker.number
-            self._poller.register(worker.process.sentinel, zmq.POLLIN)
-            self._watch(worker)
-            for function in self._functions:
-                self._tell(worker, function)
+        self._supervisor.start(now)
+        forkserver = self._supervisor.forkserver
+        if forkserver is not None and self._forkserver is None:
+            self._forkserver = forkserver.fileno()
+            self._poller.register(self._forkserver, zmq.POLLIN)
 
     def tell_all(self, message: Define | Forget | Function) -> None:
         """Tell every worker; those that start later get definitions when they are ready."""
@@ -115,12 +134,11 @@ class Crew:
             self._functions.append(message)
         if self._inline is not None:
             self._inline.tell(message)
-        if self._supervisor is not None:
-            for worker in self._supervisor.workers.values():
-                self._tell(worker, message)
+        for worker in self._pipes.values():
+            self._tell(worker, message)
 
     def assign(self, worker: int, message: Assign, now: float) -> None:
-        """Give a worker an assignment, and note the time for `kill_stuck`."""
+        """Give a worker an assignment, and note the time for `look`."""
         self._since.setdefault(worker, now)
         self.tell(worker, message)
 
@@ -137,25 +155,68 @@ class Crew:
 
     def _watch(self, worker: WorkerProcess) -> None:
         """Poll for what it says, and for room where something waits to be said to it."""
-        room = zmq.POLLOUT if worker.pipe.pending else 0
-        self._poller.register(worker.pipe.fileno(), zmq.POLLIN | room)
+        if worker.pipe.fileno() in self._pipes and worker.number not in self._mute:
+            room = zmq.POLLOUT if worker.pipe.pending else 0
+            self._poller.register(worker.pipe.fileno(), zmq.POLLIN | room)
 
-    def receive(self, ready: dict[Any, int]) -> list[tuple[int, Message]]:
+    def receive(self, ready: dict[Any, int], now: float) -> list[tuple[int, Message]]:
         """What workers have reported: (worker, message)."""
         if self._inline is not None:
             return [(0, message) for message in self._inline.work()]
         assert self._supervisor is not None
+        if self._forkserver in ready:
+            self._hear()
+            self._some_ended = True
         reports = []
         for fd in ready:
-            if fd in self._fds:
-                worker = self._supervisor.workers[self._fds[fd]]
-                reports += [(worker.number, message) for message in worker.receive()]
-                if worker.pipe.pending:
-                    worker.pipe.flush()
-                    self._watch(worker)
-            elif fd in self._sentinels:
+            if fd in self._ends:
+                self._ends.remove(fd)
+                self._poller.unregister(fd)
                 self._some_ended = True
+            worker = self._pipes.get(fd)
+            if worker is None or worker.number in self._mute:
+                continue
+            reports += [(worker.number, message) for message in self._listen(worker, now)]
+            if worker.pipe.pending:
+                worker.pipe.flush()
+                self._watch(worker)
         return reports
+
+    def _hear(self) -> None:
+        """Take what the forkserver tells; watch the workers that it has forked."""
+        assert self._supervisor is not None
+        for worker in self._supervisor.hear():
+            self._pipes[worker.pipe.fileno()] = worker
+            if worker.pidfd is not None:
+                self._poller.register(worker.pidfd, zmq.POLLIN)
+                self._ends.add(worker.pidfd)
+            self._watch(worker)
+            for function in self._functions:
+                self._tell(worker, function)
+
+    def _listen(self, worker: WorkerProcess, now: float) -> list[Message]:
+        assert self._supervisor is not None
+        try:
+            messages = worker.receive()
+        except RemoteProtocolError as error:
+            self.distrust(worker.number, f"said what is no message ({error})", now)
+            return []
+        for message in messages:
+            if isinstance(message, Ready):
+                self._supervisor.is_ready(worker)
+        if worker.pipe.ended:
+            # Its process ends, too, in a moment; or a function has closed what is not its own.
+            self._mute[worker.number] = now
+            self._poller.unregister(worker.pipe.fileno())
+        return messages
+
+    def distrust(self, worker: int, why: str, now: float) -> None:
+        """A worker has said what no worker says: something else writes to its pipe. Kill it."""
+        if self._supervisor is not None and worker in self._supervisor.workers:
+            self._supervisor.doom(self._supervisor.workers[worker], why, now)
+            if worker not in self._mute:
+                self._mute[worker] = now
+                self._poller.unregister(self._supervisor.workers[worker].pipe.fileno())
 
     def progress(self, worker: int, working_since: float | None) -> None:
         """The worker has reported something: its deadline starts anew, or it is idle (None)."""
@@ -166,40 +227,66 @@ class Crew:
         else:
             self._since[worker] = working_since
 
-    def kill_stuck(self, now: float, deadline: float) -> None:
-        """Kill workers that have reported nothing for too long; they are replaced like any dead."""
+    def look(self, now: float, deadline: float) -> None:
+        """Doom workers that have reported nothing for too long; to be called now and then."""
         if self._supervisor is None:
             return
-        for number, since in list(self._since.items()):
+        self._some_ended = True  # not every death wakes the loop
+        for number, since in self._since.items():
             worker = self._supervisor.workers.get(number)
             if worker is not None and now - since > deadline:
-                _log.warning(
-                    "worker %d (pid %s) has worked on one assignment for %.0f s: killed",
-                    number,
-                    worker.process.pid,
-                    now - since,
+                self._supervisor.doom(
+                    worker, f"worked on one assignment for more than {deadline:g} s", now
                 )
-                worker.process.kill()
-                self._since[number] = now
+        for number, since in self._mute.items():
+            if now - since > PIPE_SECONDS:
+                self._supervisor.doom(
+                    self._supervisor.workers[number],
+                    "lives, but has closed its pipe to the server (a function that closes file "
+                    "descriptors which are not its own?)",
+                    now,
+                )
+        self._supervisor.look(now)
 
-    def reap(self, now: float) -> list[tuple[int, list[Message]]]:
-        """Workers that have ended and can write no more, with what they said last."""
+    def reap(self, now: float) -> list[Dead]:
+        """Workers that are gone and can write no more."""
         if self._supervisor is None or not self._some_ended:
             return []
         self._some_ended = False
+        if self._supervisor.forkserver_has_ended():
+            self._mourn_forkserver(now)
         dead = []
-        for worker in self._supervisor.ended():
+        for worker in self._supervisor.gone(now):
             # Its descriptors must be out of the poller before they are closed and used again.
-            self._unregister(worker.pipe.fileno(), worker.process.sentinel)
+            if worker.number not in self._mute:
+                self._poller.unregister(worker.pipe.fileno())
+            if worker.pidfd in self._ends:
+                self._ends.remove(worker.pidfd)
+                self._poller.unregister(worker.pidfd)
+            del self._pipes[worker.pipe.fileno()]
+            self._mute.pop(worker.number, None)
             self._since.pop(worker.number, None)
-            dead.append((worker.number, self._supervisor.bury(worker, now)))
+            words, death = self._supervisor.bury(worker, now)
+            dead.append(Dead(worker.number, worker.pid or 0, words, death))
         return dead
 
-    def _unregister(self, pipe: int, sentinel: int) -> None:
-        self._poller.unregister(pipe)
-        self._poller.unregister(sentinel)
-        del self._fds[pipe]
-        del self._sentinels[sentinel]
+    def _mourn_forkserver(self, now: float) -> None:
+        assert self._supervisor is not None
+        self._hear()
+        lost = self._supervisor.lost_forkserver(now)
+        if lost is not None and self._forkserver is not None:
+            self._poller.unregister(self._forkserver)
+            self._forkserver = None
+            lost.close(0)
+
+    def unkillable(self, now: float) -> list[int]:
+        """Workers that were killed and do not die; each is told once."""
+        if self._supervisor is None:
+            return []
+        found = [worker.number for worker in self._supervisor.unkillable(now)]
+        for number in found:
+            self._since.pop(number, None)
+        return found
 
     def stop(self) -> None:
         """End all workers."""

@@ -10,7 +10,7 @@ Terms: a *key* is (epoch, step). Every stream belongs to one consumer and has on
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -43,6 +43,21 @@ class Assignment:
     places: tuple[Place, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """How a worker was lost over a batch.
+
+    Attributes:
+        cause: In words that follow "a worker".
+        sample: That it was at, if it could say.
+        traceback: Its own, if it left one.
+    """
+
+    cause: str = "ended"
+    sample: int | None = None
+    traceback: str = ""
+
+
 @dataclass(slots=True)
 class _Stream:
     slots: SlotTable
@@ -51,7 +66,9 @@ class _Stream:
     writing: dict[Key, tuple[int, Place]] = field(default_factory=dict)
     announced: dict[int, tuple[Key, int, int]] = field(default_factory=dict)
     faulted: dict[Key, int] = field(default_factory=dict)
-    attempts: dict[Key, int] = field(default_factory=dict)
+    losses: dict[Key, list[Loss]] = field(default_factory=dict)
+    quarantined: int = 0
+    told: bool = False
     number: int = 0
     batch_seconds: float | None = None
 
@@ -62,6 +79,7 @@ class Dispatcher:
     def __init__(self) -> None:
         self._streams: dict[int, _Stream] = {}
         self._workers: dict[int, deque[Assignment]] = {}
+        self._quarantine: dict[int, list[tuple[int, Place]]] = {}
         self._turn: deque[int] = deque()
         self.batches = 0  #: made since the start
 
@@ -84,6 +102,7 @@ class Dispatcher:
         on the wire and is not made again.
         """
         s = self._streams[stream]
+        s.told = False
         crossed = {key for key, number, _ in s.announced.values() if number > seen}
         s.faulted = {key: number for key, number in s.faulted.items() if number > seen}
         keys = (
@@ -121,6 +140,11 @@ class Dispatcher:
         """How many assignments a worker holds."""
         return len(self._workers.get(worker, ()))
 
+    @property
+    def at_work(self) -> bool:
+        """Whether any worker holds an assignment."""
+        return any(self._workers.values())
+
     def held(self, worker: int) -> list[tuple[int, Place]]:
         """What a worker still owes: (stream, place), in the order in which it works."""
         return [
@@ -130,40 +154,115 @@ class Dispatcher:
         ]
 
     def leave(
-        self, worker: int, suspect: tuple[int, Place] | None = None
+        self,
+        worker: int,
+        suspect: tuple[int, Place] | None = None,
+        loss: Loss | None = None,
+        *,
+        guess: bool = True,
     ) -> list[tuple[int, Fault]]:
         """The worker is dead *and reaped*: its slots are free and its batches wanted again.
 
         Args:
-            suspect: What it was writing, as the slots' headers tell; by default the first thing
-                that it owed. Only that counts an attempt: after MAX_ATTEMPTS deaths its consumer
-                gets a fault instead of another try.
+            suspect: What it was writing, as the slots' headers tell. Only that counts an attempt:
+                after MAX_ATTEMPTS deaths its consumer gets a fault instead of another try.
+            loss: Of what it died.
+            guess: Suspect the first thing that it owed where the headers tell nothing.
         """
+        for stream, place in self._quarantine.pop(worker, ()):
+            s = self._streams.get(stream)
+            if s is not None:
+                s.slots.abort(place.slot, place.sequence)
+                s.quarantined -= 1
+        return self._lose(worker, suspect, loss, reaped=True, guess=guess)
+
+    def quarantine(
+        self, worker: int, suspect: tuple[int, Place] | None = None, loss: Loss | None = None
+    ) -> list[tuple[int, Fault]]:
+        """The worker cannot be killed: its batches are wanted again, but nobody gets its slots.
+
+        They are free when it has left (`leave`), if it ever does; until then it may write.
+        """
+        self._quarantine[worker] = [
+            (stream, place) for stream, place in self.held(worker) if stream in self._streams
+        ]
+        for stream, _ in self._quarantine[worker]:
+            self._streams[stream].quarantined += 1
+        return self._lose(worker, suspect, loss, reaped=False, guess=True)
+
+    def _lose(
+        self,
+        worker: int,
+        suspect: tuple[int, Place] | None,
+        loss: Loss | None,
+        *,
+        reaped: bool,
+        guess: bool,
+    ) -> list[tuple[int, Fault]]:
         held = self.held(worker)
         self._workers.pop(worker, None)
         for stream, place in reversed(held):
             s = self._streams.get(stream)
             if s is not None and s.writing.get(place[:2], (None,))[0] == worker:
                 del s.writing[place[:2]]
-                s.slots.abort(place.slot, place.sequence)
+                if reaped:
+                    s.slots.abort(place.slot, place.sequence)
                 s.wanted.appendleft(place[:2])
-        if suspect is None:
-            suspect = held[0] if held else None
-        return self._blame(*suspect) if suspect is not None else []
+        if suspect is None and guess and held:
+            suspect = held[0]
+        return self._blame(*suspect, loss or Loss()) if suspect is not None else []
 
-    def _blame(self, stream: int, place: Place) -> list[tuple[int, Fault]]:
+    def _blame(self, stream: int, place: Place, loss: Loss) -> list[tuple[int, Fault]]:
         s, key = self._streams.get(stream), place[:2]
         if s is None:
             return []
-        s.attempts[key] = s.attempts.get(key, 0) + 1
-        if s.attempts[key] < MAX_ATTEMPTS:
+        losses = s.losses.setdefault(key, [])
+        losses.append(loss)
+        if len(losses) < MAX_ATTEMPTS:
             return []
+        del s.losses[key]
         s.wanted = deque(k for k in s.wanted if k != key)
-        message = (
-            f"epoch {key[0]}, step {key[1]}: {s.attempts.pop(key)} workers died while making this "
-            "batch; it is given up. What killed them is in the server's log"
+        # The same cause three times is one cause; the latest sample and traceback stand for all.
+        causes = "; ".join(
+            cause if count == 1 else f"{count} times: {cause}"
+            for cause, count in Counter(_in_words(loss) for loss in losses).items()
         )
-        return [(stream, self._fault(s, key, message))]
+        message = (
+            f"epoch {key[0]}, step {key[1]}: {len(losses)} workers died while making this batch; "
+            f"it is given up. Of what they died: {causes}"
+        )
+        sample = next((x.sample for x in reversed(losses) if x.sample is not None), None)
+        text = next((x.traceback for x in reversed(losses) if x.traceback), "")
+        return [(stream, self._fault(s, key, message, sample=sample, traceback=text))]
+
+    def tell_waiting(self, loss: Loss) -> list[tuple[int, Fault]]:
+        """There are no workers: each wish list is answered once, its most urgent batch refused.
+
+        Args:
+            loss: Why there are none.
+        """
+        told = []
+        for stream, s in self._streams.items():
+            if s.wanted and not s.told:
+                s.told = True
+                key = s.wanted.popleft()
+                message = f"epoch {key[0]}, step {key[1]}: {loss.cause}"
+                fault = self._fault(s, key, message, traceback=loss.traceback)
+                told.append((stream, fault))
+        return told
+
+    def starved(self) -> list[int]:
+        """Streams that may wait for ever, since a quarantine has left them no slot that circulates.
+
+        A consumer counts on all slots of its ring when it decides what it may keep, so it cannot
+        know that it should give something back. It needs another ring. (It may also just be slow,
+        and the ring full for that; then the exchange costs it a few batches that are made again.)
+        """
+        return [
+            stream
+            for stream, s in self._streams.items()
+            if s.quarantined and s.wanted and not s.writing and not s.slots.free
+        ]
 
     def done(
         self,
@@ -187,10 +286,10 @@ class Dispatcher:
         for entry in entries:
             key = entry[:2]
             owner, place = s.writing.get(key, (None, None))
-            if owner != worker or place is None or place.sequence != entry.sequence:
+            if owner != worker or place != entry[:4]:
                 continue
             del s.writing[key]
-            s.attempts.pop(key, None)
+            s.losses.pop(key, None)
             s.slots.commit(entry.slot, entry.sequence)
             announced.append(entry)
         self._finish(worker, stream, {e[:2] for e in entries})
@@ -238,17 +337,47 @@ class Dispatcher:
             stream = self._turn[0]
             self._turn.rotate(-1)
             s = self._streams[stream]
-            possible = min(len(s.wanted), s.slots.free)
-            if possible == 0:
+            keys = self._next_keys(s)
+            if not keys:
                 continue
             places = []
-            for _ in range(min(possible, self._size(s, possible))):
-                key = s.wanted.popleft()
+            for key in keys:
                 place = Place(*key, *s.slots.claim())
                 s.writing[key] = (worker, place)
                 places.append(place)
             return Assignment(worker, stream, tuple(places))
         return None
+
+    def _next_keys(self, s: _Stream) -> list[Key]:
+        """The next wishes that one worker is to fulfil, taken off the list.
+
+        A suspect, over which a worker has died, goes alone: what else a worker has at hand must
+        not share the blame. And no two are at work at once, for where all workers die together
+        (with their forkserver) each of their batches is suspected, and one of them was it.
+        """
+        possible = min(len(s.wanted), s.slots.free)
+        if possible == 0:
+            return []
+        if not s.losses:
+            return [s.wanted.popleft() for _ in range(min(possible, self._size(s, possible)))]
+        chosen: list[Key] = []
+        free = s.slots.free
+        for key in s.wanted:
+            if key in s.losses and not chosen:
+                if not self._suspect_at_work():
+                    chosen = [key]
+                    break
+                free -= 1  # it was wished first: a slot is kept for it
+            elif key not in s.losses:
+                chosen.append(key)
+            if len(chosen) >= min(free, self._size(s, possible)):
+                break
+        chosen = chosen[: max(free, 0)]
+        s.wanted = deque(key for key in s.wanted if key not in chosen)
+        return chosen
+
+    def _suspect_at_work(self) -> bool:
+        return any(key in s.losses for s in self._streams.values() for key in s.writing)
 
     def _size(self, s: _Stream, possible: int) -> int:
         """Batches in one assignment: a few milliseconds' worth, but a fair share of the ring."""
@@ -280,3 +409,7 @@ class Dispatcher:
         s.number += 1
         s.faulted[key] = s.number
         return Fault("WorkerError", message, s.number, *key, sample, traceback, path)
+
+
+def _in_words(loss: Loss) -> str:
+    return loss.cause if loss.sample is None else f"{loss.cause}, at sample {loss.sample}"

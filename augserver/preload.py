@@ -1,54 +1,17 @@
-"""What the forkserver imports before the first worker: importing this module is its whole use.
+"""What the forkserver imports and runs once before the first worker.
 
 Workers are forked from a process that has already paid for numpy, scipy and Pillow and has run one
 small batch, so that a new worker is ready in milliseconds and shares those pages with all others.
-Only the forkserver imports this; there the import has the side effects it is for.
 """
 
 from __future__ import annotations
-
-import contextlib
-import ctypes
-import multiprocessing
-import os
-import signal
 
 import numpy as np
 
 from augproto.spec import Spec
 from augproto.transforms import Transforms
+from augserver import worker as worker
 from augserver.recipe import Recipe
-
-#: Tells the forkserver who its server is.
-SERVER_VARIABLE = "AUGSERVER_SERVER_PID"
-
-_PR_SET_PDEATHSIG = 1
-#: The forkserver; a worker is a fork of it.
-_IMPORTER = os.getpid()
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies, whatever the parent dies of.
-
-    The parent may have died before the kernel was asked, and then nobody would be killed; so this
-    process ends if its parent is another than it should be.
-
-    Linux only (prctl(2)); elsewhere the end of the pipe has to do.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if _parent() not in (None, os.getppid()):
-        os._exit(1)
-
-
-def _parent() -> int | None:
-    """Who the parent is by rights; None where nobody has said so."""
-    if os.getpid() != _IMPORTER:
-        return _IMPORTER
-    if multiprocessing.parent_process() is not None:
-        return None  # a worker whose forkserver could not import this
-    server = os.environ.get(SERVER_VARIABLE, "")
-    return int(server) if server.isdecimal() else None
 
 
 def warm() -> None:
@@ -61,7 +24,3 @@ def warm() -> None:
     recipe = Recipe(spec, 0, {"x": np.zeros((2, 8, 8, 3), np.uint8)})
     slot = np.zeros(recipe.layout.slot_bytes, np.uint8)
     recipe.fill(0, 0, recipe.layout.arrays(slot, 2))
-
-
-die_with_parent()
-warm()

@@ -121,7 +121,8 @@ class Recipe:
         Args:
             out: The layout's fields, each with as many rows as `count` says; a batch that skips
                 samples fills the first ones.
-            note: Is told which sample is at work, as evidence for whoever finds this process dead.
+            note: Called with a sample's index in the dataset before something is done to it that
+                may kill this process.
 
         Raises:
             SampleError: A sample cannot be made, and the stream's policy does not go on without
@@ -166,7 +167,13 @@ class Recipe:
                 )
             source, indexes = self._source(column, rows.taken, (height, width), read, note)
             try:
-                part.transform.transform_batch(source, indexes, draws[height, width], target)
+                part.transform.transform_batch(
+                    source,
+                    indexes,
+                    draws[height, width],
+                    target,
+                    _of_rows(note, indexes, rows.taken),
+                )
             except SampleError as error:
                 if indexes is not rows.taken:
                     error.sample = int(rows.taken[error.sample])
@@ -251,6 +258,15 @@ class Recipe:
             got = ", ".join(f"{name!r} has {length}" for name, length in lengths.items())
             raise ConfigError(f"the arrays differ in length: {got}; wanted one row per sample")
         return next(iter(lengths.values()))
+
+
+def _of_rows(
+    note: Callable[[int], None] | None, rows: npt.NDArray[np.int64], indexes: npt.NDArray[np.int64]
+) -> Callable[[int], None] | None:
+    """A note of a sample by its row; resized pictures are an array of their own."""
+    if note is None or rows is indexes:
+        return note
+    return lambda row: note(int(indexes[row]))
 
 
 def _absent(picture: Array) -> Array:

@@ -20,7 +20,7 @@ from typing import Any
 import zmq
 
 from augproto import segment as segments
-from augproto.errors import ConfigError, RemoteProtocolError
+from augproto.errors import ConfigError
 from augproto.messages import (
     MAX_FRAME_BYTES,
     Assign,
@@ -28,6 +28,7 @@ from augproto.messages import (
     Failed,
     Function,
     Message,
+    Place,
     Ready,
 )
 from augserver import runtime
@@ -35,13 +36,16 @@ from augserver.config import Config
 from augserver.consumers import Consumers
 from augserver.conversation import with_seeds
 from augserver.crew import Crew
-from augserver.dispatcher import Dispatcher
+from augserver.death import Death
+from augserver.dispatcher import Dispatcher, Loss
 from augserver.lifeline import Lifeline
 
 #: How often (seconds) the dead, the silent and the stuck are looked for.
 TICK = 0.25
 #: Messages taken from the consumers' socket in one turn, so that workers get their turn too.
 MESSAGES_PER_TURN = 256
+#: Seconds for assigned work to be finished when the server is asked to end.
+DRAIN_SECONDS = 1.5
 
 _log = logging.getLogger("augserver.server")
 
@@ -64,6 +68,7 @@ class Server:
         self.config = with_seeds(config)
         self.addresses: list[str] = []
         self._stopping: str | None = None
+        self._hurried = False
         self._ticked = 0.0
         runtime.sweep()
         segments.sweep()
@@ -79,7 +84,8 @@ class Server:
             self._poller.register(self._wake_r.fileno(), zmq.POLLIN)
             self._socket = self._bind(folder, started)
             self._dispatcher = Dispatcher()
-            self._crew = Crew(self.config.workers, folder.path, self._poller)
+            now = time.monotonic()
+            self._crew = Crew(self.config.workers, folder.path, self._poller, now)
             started.callback(self._crew.stop)
             self._consumers = Consumers(
                 self.config, self._dispatcher, self._crew, self.wake, self._send
@@ -135,14 +141,24 @@ class Server:
     # -- the loop -------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Serve until told to stop."""
+        """Serve until told to stop, and finish what is assigned, but not for long."""
         self._crew.start(time.monotonic())
         while self._stopping is None:
             self.turn()
         _log.info("stops: %s", self._stopping)
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while not self._hurried and self._dispatcher.at_work and time.monotonic() < deadline:
+            self.turn()
+        if self._dispatcher.at_work:
+            how = "at once, as it was asked to" if self._hurried else "with unfinished work"
+            _log.info("ends %s: the workers are killed", how)
 
-    def stop(self, reason: str) -> None:
-        """Ask the loop to end; callable from a signal handler and from any thread."""
+    def stop(self, reason: str, *, hurry: bool = False) -> None:
+        """Ask the loop to end; callable from a signal handler and from any thread.
+
+        Who asks a second time, or in a hurry, does not wait for what is assigned.
+        """
+        self._hurried = hurry or self._stopping is not None
         self._stopping = self._stopping or reason
         self.wake()
 
@@ -164,15 +180,18 @@ class Server:
             self._take_lifeline(self._lifeline)
         if self._socket in ready:
             self._take_consumers()
-        for worker, message in self._crew.receive(ready):
-            self._take_worker(worker, message)
         now = time.monotonic()
-        self._bury(now)
+        for worker, message in self._crew.receive(ready, now):
+            self._take_worker(worker, message, now)
         if now - self._ticked >= TICK:
             self._ticked = now
-            self._crew.start(now)
             self._consumers.drop_dead_and_silent(now)
-            self._crew.kill_stuck(now, self.config.worker_deadline)
+            self._crew.look(now, self.config.worker_deadline)
+        self._bury(now)
+        if self._stopping is not None:
+            return  # drains: nothing new is begun
+        self._crew.start(now)
+        self._tell_who_waits_in_vain()
         for assignment in self._dispatcher.assign():
             self._crew.assign(assignment.worker, Assign(assignment.stream, assignment.places), now)
 
@@ -180,7 +199,7 @@ class Server:
         try:
             messages = lifeline.take()
         except EOFError as error:
-            self.stop(str(error))
+            self.stop(str(error), hurry=True)
             return
         for message in messages:
             if isinstance(message, Function):
@@ -197,7 +216,7 @@ class Server:
             if len(frames) == 2:  # nothing else is said by a consumer
                 self._consumers.take(*frames)
 
-    def _take_worker(self, worker: int, message: Message) -> None:
+    def _take_worker(self, worker: int, message: Message, now: float) -> None:
         match message:
             case Ready():
                 for definition in self._consumers.definitions():
@@ -223,17 +242,50 @@ class Server:
                 self._progress(worker)
                 self._consumers.tell(message.stream, fault)
             case _:
-                raise RemoteProtocolError(f"worker {worker} said {message!r:.120}")
+                self._crew.distrust(worker, f"said {message!r:.120}", now)
 
     def _progress(self, worker: int) -> None:
         idle = self._dispatcher.load(worker) == 0
         self._crew.progress(worker, None if idle else time.monotonic())
 
     def _bury(self, now: float) -> None:
-        for worker, last_words in self._crew.reap(now):
-            for message in last_words:
-                self._take_worker(worker, message)
-            suspect = self._consumers.being_written(self._dispatcher.held(worker))
-            for stream, fault in self._dispatcher.leave(worker, suspect):
+        for worker in self._crew.unkillable(now):
+            suspect, loss = self._inquest(worker, Death("was killed and does not die"))
+            for stream, fault in self._dispatcher.quarantine(worker, suspect, loss):
                 self._consumers.tell(stream, fault)
-            self._crew.start(now)
+        for dead in self._crew.reap(now):
+            for message in dead.last_words:
+                self._take_worker(dead.worker, message, now)
+            suspect, loss = self._inquest(dead.worker, dead.death)
+            _log.warning(
+                "worker %d (pid %d) %s%s", dead.worker, dead.pid, loss.cause, _at(suspect, loss)
+            )
+            guess = dead.death.own
+            for stream, fault in self._dispatcher.leave(dead.worker, suspect, loss, guess=guess):
+                self._consumers.tell(stream, fault)
+
+    def _inquest(self, worker: int, death: Death) -> tuple[tuple[int, Place] | None, Loss]:
+        """What a worker was at when it died, as the slots' headers tell."""
+        found = self._consumers.being_written(self._dispatcher.held(worker))
+        suspect, sample = found if found is not None else (None, None)
+        return suspect, Loss(death.cause, sample, death.traceback)
+
+    def _tell_who_waits_in_vain(self) -> None:
+        """For workers that do not come up, or for slots that do not come back."""
+        despair = self._crew.despair
+        if despair is not None:
+            loss = Loss(f"no worker can be started; {despair.cause}", None, despair.traceback)
+            for stream, fault in self._dispatcher.tell_waiting(loss):
+                self._consumers.tell(stream, fault)
+        for stream in self._dispatcher.starved():
+            self._consumers.retire(stream, "a worker that cannot be killed holds slots of it")
+
+
+def _at(suspect: tuple[int, Place] | None, loss: Loss) -> str:
+    """Where a worker died, and its traceback, as the end of a line of the log."""
+    where = "; no slot says what it was at"
+    if suspect is not None:
+        stream, place = suspect
+        where = f", making stream {stream}, epoch {place.epoch}, step {place.step}"
+        where += f", at sample {loss.sample}" if loss.sample is not None else ""
+    return where + (f"\n{loss.traceback}" if loss.traceback else "")

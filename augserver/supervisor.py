@@ -1,64 +1,113 @@
-"""Starts, watches and replaces the local workers; knows nothing of batches.
+"""Starts, watches, kills and replaces the local workers; knows nothing of batches.
 
-Workers are forked by a *forkserver*: a process that has imported what they need and has no other
-threads (forking beside threads deadlocks). Two facts hold for everyone who relies on this file:
+Nothing here waits. What a caller may rely on:
 
-* A worker is reported as gone only when it has been *reaped*: from then on it cannot write.
-* A worker that dies before it has ever answered an assignment is replaced with a growing delay:
-  workers that cannot start make no storm of restarts. A proven one is replaced at once; a batch
-  that kills every worker is the dispatcher's to give up.
+* A worker is reported as *gone* only when its process can write no more: its pidfd says so, or
+  whoever reaped it. That its pipe or its forkserver has ended proves nothing.
+* A worker that was killed and is not gone in time cannot be killed (it sleeps in the kernel, or is
+  frozen). It is replaced and reported as *unkillable*; gone it is only when it is gone.
+* Workers that die before they are ready are replaced with growing delays: what cannot start makes
+  no storm of restarts, and after some of them `despair` says why there are none.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import multiprocessing
 import os
+import select
 import signal
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from multiprocessing import forkserver
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
+from dataclasses import dataclass, field
+from multiprocessing import Pipe as connections
 from pathlib import Path
 
+from augproto.errors import RemoteProtocolError
 from augproto.messages import Message, decode, encode
+from augserver.death import WHERE_ARE_YOU, Death, MemoryWitness, how_it_ended, last_words
+from augserver.forkserver import Born, Forkserver, trace_path
 from augserver.pipe import Pipe
 
-#: Seconds before replacing the 1st, 2nd, ... worker in a row that never answered.
+#: Seconds before replacing the 1st, 2nd, ... workers in a row that never answered.
 BACK_OFF = (0.0, 0.1, 0.5, 2.0, 10.0)
+#: So many deaths at the start in a row, and those who wait for batches are told.
+HOPELESS = 3
+#: Seconds for a worker, and the forkserver before it, to be ready.
+START_SECONDS = 60.0
+#: Seconds for the exit code of a worker that is gone; its forkserver may be stopped.
+CODE_SECONDS = 1.0
+#: Seconds for a worker that is killed to be gone before it counts as unkillable.
+KILL_SECONDS = 2.0
+#: So many unkillable workers for each one wanted, and no more are started.
+MOST_UNKILLABLE = 2
+#: Seconds for a worker that is to be killed to write down where it is.
+DUMP_SECONDS = 0.4
 
 _log = logging.getLogger("augserver.supervisor")
 
 
-def _worker_main(pipe: Connection) -> None:
-    from augserver import preload
-    from augserver.worker import PipeChannel, run
-
-    preload.die_with_parent()  # a fork does not inherit it
-    # Ctrl-C reaches a whole terminal; ending is the server's decision.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    run(PipeChannel(pipe), os.getpid())
-
-
 @dataclass(slots=True)
 class WorkerProcess:
-    """One worker: its process and the server's end of its pipe."""
+    """One worker: its process and the server's end of its pipe.
+
+    Attributes:
+        pid, pidfd: Known when it runs; there are kernels without pidfds.
+        code: Known when it was reaped.
+        ready: It has come up.
+        proven: It has answered an assignment.
+        doomed: Why the server will kill it, or has.
+        unkillable: It was killed and is not gone; it has been replaced.
+    """
 
     number: int
-    process: ForkServerProcess
     pipe: Pipe
+    asked: float
+    trace: Path
+    pid: int | None = None
+    pidfd: int | None = None
+    code: int | None = None
+    ready: bool = False
     proven: bool = False
+    doomed: str = ""
+    dump_until: float = 0.0
+    killed: float | None = None
+    gone_since: float | None = None
+    unkillable: bool = False
+    forkserver: Forkserver | None = field(default=None, repr=False)
 
     def send(self, message: Message) -> None:
-        """Tell the worker; one that is dead is noticed by its sentinel, not here."""
+        """Tell the worker; one that is dead is noticed elsewhere."""
         self.pipe.send(encode(message))
 
     def receive(self) -> list[Message]:
-        """What it has said, without waiting."""
+        """What it has said, without waiting.
+
+        Raises:
+            RemoteProtocolError: That was no message: something else writes to its pipe.
+        """
         return [decode(frame) for frame in self.pipe.receive()]
+
+    def signal(self, number: int) -> None:
+        """Send its process a signal, and never another one that has got its number."""
+        with contextlib.suppress(OSError):
+            if self.pidfd is not None:
+                signal.pidfd_send_signal(self.pidfd, number)
+            elif self.pid is not None and self.code is None:
+                os.kill(self.pid, number)
+
+    def can_write(self) -> bool:
+        """Whether the process may still write: it is not proven to be dead."""
+        if self.code is not None or self.pid is None:
+            return False
+        if self.pidfd is not None:
+            return not select.select([self.pidfd], [], [], 0)[0]
+        return _state(self.pid) not in ("", "Z", "X")
+
+
+def _state(pid: int) -> str:
+    """A process's state as /proc has it; "" if there is none of that number."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
 
 
 class Supervisor:
@@ -66,97 +115,232 @@ class Supervisor:
 
     Args:
         wanted: How many.
-        runtime: A private directory for the forkserver's socket; swept with the server's own.
+        runtime: The server's private folder.
+        now: The time; all times here are of one clock.
     """
 
-    def __init__(self, wanted: int, runtime: Path) -> None:
+    def __init__(self, wanted: int, runtime: Path, now: float) -> None:
         self.wanted = wanted
         self.workers: dict[int, WorkerProcess] = {}
         self.restarts = 0
+        self.forkserver: Forkserver | None = None
+        self._runtime = runtime
+        self._memory = MemoryWitness(now)
         self._next = 0
         self._unproven = 0
+        self._never_ready = 0
+        self._last = Death("")
         self._not_before = 0.0
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["augserver.preload"])
-        self._start_forkserver(runtime)
+        self._counted = -1.0
+        self._too_slow = ""
 
-    @staticmethod
-    def _start_forkserver(runtime: Path) -> None:
-        # One numerical thread in each worker: they are as many as the cores already. The
-        # forkserver's socket file goes where a later server sweeps, even if this one is killed.
-        for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-            os.environ.setdefault(variable, "1")
-        os.environ["AUGSERVER_SERVER_PID"] = str(os.getpid())  # see preload.die_with_parent
-        # Named here, multiprocessing's folder is also ours to remove, before its own exit hooks.
-        config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
-        config["tempdir"] = str(runtime)
-        # Python starts a resource tracker beside it, which we tell nothing: its end harms nobody.
-        warnings.filterwarnings("ignore", "resource_tracker: process died", UserWarning)
-        forkserver.ensure_running()
+    # -- starting -------------------------------------------------------------------------------
 
-    def start(self, now: float) -> list[WorkerProcess]:
-        """Bring the number up to what is wanted, if it is time; returns the new ones."""
-        new = []
-        while len(self.workers) < self.wanted and now >= self._not_before:
-            mine, theirs = self._context.Pipe()
-            process = self._context.Process(
-                target=_worker_main, args=(theirs,), name=f"augserver-worker-{self._next}"
+    def start(self, now: float) -> None:
+        """Bring the number up to what is wanted, if it is time; `hear` tells when they run."""
+        missing = self.wanted - self._killable
+        if missing <= 0 or now < self._not_before or self._too_many_hang:
+            return
+        if self.forkserver is None:
+            self.forkserver = Forkserver(self._runtime)
+        for _ in range(missing):
+            mine, theirs = connections()
+            with theirs:
+                if not self.forkserver.ask(self._next, theirs):
+                    mine.close()
+                    return
+            self.workers[self._next] = WorkerProcess(
+                self._next,
+                Pipe(mine),
+                now,
+                trace_path(self._runtime, f"worker-{self._next}"),
+                forkserver=self.forkserver,
             )
-            process.start()
-            theirs.close()
-            worker = WorkerProcess(self._next, process, Pipe(mine))
-            self.workers[self._next] = worker
             self._next += 1
-            new.append(worker)
-        return new
 
-    def ended(self) -> list[WorkerProcess]:
-        """Workers that have ended and were reaped: they write no more."""
-        return [w for w in self.workers.values() if w.process.exitcode is not None]
+    def hear(self) -> list[WorkerProcess]:
+        """Take what the forkserver has told; returns the workers that now run."""
+        born = []
+        for told in self.forkserver.hear() if self.forkserver is not None else ():
+            worker = self.workers.get(told.number)
+            if isinstance(told, Born):
+                if worker is None:
+                    if told.pidfd is not None:
+                        os.close(told.pidfd)
+                    continue
+                worker.pid, worker.pidfd = told.pid, told.pidfd
+                born.append(worker)
+            elif worker is not None:
+                worker.code = told.code
+        return born
 
-    def bury(self, worker: WorkerProcess, now: float) -> list[Message]:
-        """Take an ended worker off the list; returns what it said last."""
+    def is_ready(self, worker: WorkerProcess) -> None:
+        """It has come up."""
+        worker.ready = True
+        self._never_ready = 0
+
+    @property
+    def alive(self) -> int:
+        """How many there are or are being started; none where that is in vain."""
+        if self.despair is not None:
+            return 0
+        return self._killable
+
+    @property
+    def _killable(self) -> int:
+        return sum(not worker.unkillable for worker in self.workers.values())
+
+    @property
+    def _too_many_hang(self) -> bool:
+        return len(self.workers) - self._killable >= MOST_UNKILLABLE * max(1, self.wanted)
+
+    @property
+    def despair(self) -> Death | None:
+        """Why there are no workers and will not be soon; None while there is hope."""
+        if self._too_many_hang and not self._killable:
+            return Death(
+                f"{len(self.workers)} hang in the kernel and cannot be killed (a disk or a network "
+                "file system that does not answer?)"
+            )
+        if self._never_ready < HOPELESS or any(
+            worker.ready and not worker.unkillable for worker in self.workers.values()
+        ):
+            return None
+        return self._last
+
+    # -- watching -------------------------------------------------------------------------------
+
+    def look(self, now: float) -> None:
+        """What is to be looked at every now and then: deadlines, and the forkserver's life."""
+        self._memory.look(now)
+        for worker in self.workers.values():
+            if not worker.ready and not worker.doomed and now - worker.asked > START_SECONDS:
+                self.doom(worker, f"was not ready within {START_SECONDS:.0f} s", now)
+                if worker.pid is None and worker.forkserver is not None:
+                    worker.forkserver.kill()
+                    self._too_slow = f"forked no worker within {START_SECONDS:.0f} s and was killed"
+            if worker.doomed and worker.killed is None and now >= worker.dump_until:
+                worker.killed = now
+                worker.signal(signal.SIGKILL)
+
+    def doom(self, worker: WorkerProcess, why: str, now: float) -> None:
+        """Kill a worker, once it has had the time to write down where it is."""
+        if not worker.doomed and (worker.pid is None or worker.can_write()):
+            worker.doomed = why
+            worker.dump_until = now + DUMP_SECONDS
+            worker.signal(WHERE_ARE_YOU)
+
+    def forkserver_has_ended(self) -> bool:
+        """Whether it has; `hear` what it said last, then `lost_forkserver`."""
+        return self.forkserver is not None and self.forkserver.code() is not None
+
+    def lost_forkserver(self, now: float) -> Forkserver | None:
+        """The forkserver, if it has ended: a new one starts when it is time, as do its workers."""
+        forkserver = self.forkserver
+        if forkserver is None or (code := forkserver.code()) is None:
+            return None
+        self.forkserver = None
+        cause = self._too_slow or how_it_ended(code, self._memory.testimony())
+        death = Death(cause, last_words(forkserver.trace))
+        self._too_slow = ""
+        _log.warning("the forkserver (pid %d) %s", forkserver.pid, death)
+        served = proven = False
+        for worker in [w for w in self.workers.values() if w.forkserver is forkserver]:
+            served, proven = served or worker.ready, proven or worker.proven
+            worker.forkserver = None
+            if worker.pid is None:
+                worker.pipe.close()  # it never was
+                del self.workers[worker.number]
+            elif worker.code is None:
+                worker.signal(signal.SIGKILL)  # the kernel should have; it costs nothing
+                worker.killed = now if worker.killed is None else worker.killed
+        if not served:
+            self._last = Death(f"the forkserver {death.cause}", death.traceback)
+            self._never_ready += 1
+        self._unproven = 0 if proven else self._unproven + 1
+        self._delay(now)
+        return forkserver
+
+    def gone(self, now: float) -> list[WorkerProcess]:
+        """Workers that can write no more, and of which all is known that can be."""
+        gone = []
+        for worker in self.workers.values():
+            if worker.pid is None or worker.can_write():
+                continue
+            if worker.gone_since is None:
+                worker.gone_since = now
+            reaper_lives = worker.forkserver is not None
+            if worker.code is None and reaper_lives and now - worker.gone_since < CODE_SECONDS:
+                continue
+            gone.append(worker)
+        return gone
+
+    def unkillable(self, now: float) -> list[WorkerProcess]:
+        """Workers that were killed and are still there, each told once; they are replaced."""
+        found = [
+            worker
+            for worker in self.workers.values()
+            if not worker.unkillable
+            and worker.killed is not None
+            and worker.gone_since is None
+            and now - worker.killed > KILL_SECONDS
+        ]
+        for worker in found:
+            worker.unkillable = True
+            _log.error(
+                "worker %d (pid %s) was killed and does not die (state %s): it is replaced, and "
+                "what it was writing to is not touched",
+                worker.number,
+                worker.pid,
+                _state(worker.pid or 0) or "unknown",
+            )
+        return found
+
+    def bury(self, worker: WorkerProcess, now: float) -> tuple[list[Message], Death]:
+        """Take a worker that is gone off the list; returns what it said last, and its end."""
         del self.workers[worker.number]
-        last_words = worker.receive()
+        words: list[Message] = []
+        with contextlib.suppress(RemoteProtocolError):
+            words = worker.receive()
         worker.pipe.close()
-        worker.process.join(1.0)
+        if worker.pidfd is not None:
+            os.close(worker.pidfd)
+        if worker.forkserver is None and worker.pid is not None:
+            with contextlib.suppress(OSError):
+                os.killpg(worker.pid, signal.SIGKILL)  # its forkserver would have
         self.restarts += 1
-        self._unproven = 0 if worker.proven else self._unproven + 1
-        self._not_before = now + BACK_OFF[min(self._unproven, len(BACK_OFF) - 1)]
-        cause = cause_of_death(worker.process.exitcode or 0)
-        _log.warning("worker %d (pid %s) %s", worker.number, worker.process.pid, cause)
-        return last_words
+        cause = how_it_ended(worker.code, self._memory.testimony())
+        if worker.doomed:
+            cause = f"{worker.doomed} and was killed"
+        elif worker.forkserver is None and worker.code is None:
+            cause = "was killed with its forkserver"
+        own = bool(worker.doomed) or worker.code is not None
+        death = Death(cause, last_words(worker.trace), own)
+        if own:  # the end of a forkserver is one end, however many it takes along
+            # Those that were started together count once.
+            first = worker.asked > self._counted
+            self._counted = max(self._counted, worker.asked)
+            self._unproven = 0 if worker.proven else self._unproven + first
+            if not worker.ready:
+                self._never_ready += first
+                self._last = Death(f"the last one {death.cause}", death.traceback)
+            self._delay(now)
+        return words, death
+
+    def _delay(self, now: float) -> None:
+        failed = max(self._unproven, self._never_ready)
+        self._not_before = now + BACK_OFF[min(failed, len(BACK_OFF) - 1)]
 
     def stop(self, grace: float = 1.0) -> None:
-        """End all workers: politely, then not."""
+        """End all workers. They hold nothing that matters, so they are not asked."""
         self.wanted = 0
-        workers = list(self.workers.values())
-        for ask in (ForkServerProcess.terminate, ForkServerProcess.kill):
-            _tell(workers, ask)
-            for worker in workers:
-                worker.process.join(grace)
-        for worker in workers:
+        for worker in self.workers.values():
+            worker.signal(signal.SIGKILL)
+        if self.forkserver is not None:
+            self.forkserver.close(grace)
+            self.forkserver = None
+        for worker in self.workers.values():
             worker.pipe.close()
+            if worker.pidfd is not None:
+                os.close(worker.pidfd)
         self.workers.clear()
-        _stop_forkserver()
-
-
-def _tell(workers: Sequence[WorkerProcess], ask: Callable[[ForkServerProcess], None]) -> None:
-    for worker in workers:
-        if worker.process.exitcode is None:
-            ask(worker.process)
-
-
-def _stop_forkserver() -> None:
-    stop = getattr(forkserver._forkserver, "_stop", None)
-    if stop is not None:
-        stop()
-
-
-def cause_of_death(code: int) -> str:
-    """An exit code in words."""
-    if code < 0:
-        name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
-        hint = " (the kernel's out-of-memory killer uses this signal)" if code == -9 else ""
-        return f"was killed by {name}{hint}"
-    return f"exited with code {code}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 import traceback
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Protocol
 
@@ -91,14 +92,16 @@ class Worker:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._streams: dict[int, _Work | Exception] = {}
+        self._streams: dict[int, Define | _Work | Exception] = {}
         self._functions: dict[str, Function] = {}
 
     def take(self, message: Message) -> None:
         """Do what the server says."""
         match message:
             case Define():
-                self._streams[message.stream] = self._define(message)
+                # Only noted: what a stream's function does when it is imported, up to killing
+                # this process, must happen over its own batches and not over those of others.
+                self._streams[message.stream] = message
             case Assign():
                 self._make(message)
             case Forget():
@@ -130,6 +133,8 @@ class Worker:
             try:
                 if work is None:
                     raise AugError(f"stream {message.stream} was never defined here")
+                if isinstance(work, Define):
+                    work = self._streams[message.stream] = self._define(work)
                 if isinstance(work, Exception):
                     raise work
                 entry, without = _fill(work, message.stream, place)
@@ -147,7 +152,8 @@ def _fill(work: _Work, stream: int, place: Place) -> tuple[Entry, list[Bad]]:
     samples = recipe.count(place.epoch, place.step)
     header = Header(stream, place.epoch, place.step, place.sequence, samples)
     memory = ring.claim(place.slot, header)
-    made = recipe.fill(place.epoch, place.step, recipe.layout.arrays(memory, samples))
+    note = partial(ring.note, place.slot)
+    made = recipe.fill(place.epoch, place.step, recipe.layout.arrays(memory, samples), note)
     ring.commit(place.slot, replace(header, count=made.samples))
     bad = [
         Bad(place.epoch, place.step, b.sample, _sendable(b.path), _sendable(b.reason)[:MAX_REASON])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 from augproto.errors import ConfigError
 from augproto.messages import ArraySpec
@@ -12,6 +12,7 @@ from augproto.pictures import Pictures
 from augproto.spec import HANDED, Spec
 from augserver.datasets.arrays import ArrayDataset, hold, load, reserve
 from augserver.datasets.listing import list_files
+from augserver.datasets.loader import Loader
 from augserver.memory import Memory
 
 
@@ -33,7 +34,7 @@ class DatasetStore:
         self._datasets: dict[tuple[str, ...], ArrayDataset] = {}
         self._filling: dict[str, ArrayDataset] = {}
         # Unpacking a large file takes seconds; the server's loop must not stand still meanwhile.
-        self._loader = ThreadPoolExecutor(1, "augserver-loader")
+        self._loader = Loader()
 
     def acquire(self, spec: Spec, roots: Sequence[str] | None = None) -> Future[ArrayDataset]:
         """Become a user of a stream's dataset; it may still have to be loaded.
@@ -48,7 +49,8 @@ class DatasetStore:
         key = spec.data
         handed = any(path.startswith(HANDED) for path in key)
         if spec.pictures is not None and not handed:
-            return self._submit(self._list, spec.data[0], spec.pictures, roots)
+            path, pictures = spec.data[0], spec.pictures
+            return self._submit(lambda: self._list(path, pictures, roots))
         if not handed:
             try:
                 stats = [os.stat(path) for path in key]
@@ -64,12 +66,10 @@ class DatasetStore:
         if key[0].startswith(HANDED):
             ready.set_exception(ConfigError(f"data: no arrays {key[0]!r:.80} were handed over"))
             return ready
-        return self._submit(self._load, key, spec.data)
+        return self._submit(lambda: self._load(key, spec.data))
 
-    def _submit(
-        self, load: Callable[..., ArrayDataset], *arguments: object
-    ) -> Future[ArrayDataset]:
-        loading = self._loader.submit(load, *arguments)
+    def _submit(self, load: Callable[[], ArrayDataset]) -> Future[ArrayDataset]:
+        loading = self._loader.submit(load)
         # Not at the end of `_load`: whoever is woken there finds the future not done yet.
         loading.add_done_callback(lambda _: self._loaded())
         return loading
@@ -139,6 +139,6 @@ class DatasetStore:
 
     def close(self) -> None:
         """Give everything back."""
-        self._loader.shutdown(wait=False, cancel_futures=True)
+        self._loader.close()
         for dataset in [*self._datasets.values(), *self._filling.values()]:
             dataset.close()

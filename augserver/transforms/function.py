@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +53,11 @@ class UserFunction:
         self._name = name
 
     def __call__(
-        self, picture: NDArray[Any], sample: int, seeds: NDArray[np.uint32] | None
+        self,
+        picture: NDArray[Any],
+        sample: int,
+        seeds: NDArray[np.uint32] | None,
+        note: Callable[[int], None] | None = None,
     ) -> NDArray[Any]:
         """Apply the function.
 
@@ -60,6 +65,8 @@ class UserFunction:
             picture: The function's to keep or to change.
             sample: Index in the dataset, for errors.
             seeds: Four words, or None where the caller has seeded already.
+            note: Called with the sample before the function is; where it kills the process, that
+                is all that is left to tell. Only workers note.
 
         Returns:
             An array of the picture's shape, safe to change: of the float dtype that the function
@@ -71,14 +78,23 @@ class UserFunction:
         if seeds is not None:
             seed_globals(seeds)
         shape = picture.shape  # a function may reshape its argument in place
+        if note is not None:
+            note(sample)
+        process = os.getpid()
         try:
             result = np.asarray(self._function(picture))
-        except Exception as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            if os.getpid() != process:
+                os._exit(1)
+            if note is None and not isinstance(error, Exception):
+                raise  # in the caller's own process exit() and Ctrl-C are the caller's
             raise SampleError(
                 sample,
                 f"function {self._name!r} raised {type(error).__name__}: {error}",
                 final=isinstance(error, MemoryError),
             ) from error
+        if os.getpid() != process:
+            os._exit(0)  # a fork that returns would go on as a second worker, on the same slot
         if result.shape != shape or result.dtype.kind not in "biuf":
             raise SampleError(
                 sample,

@@ -23,6 +23,7 @@ class TransformBatch(Protocol):
         indexes: NDArray[np.int64],
         draws: Draws,
         out: NDArray[Any],
+        note: Callable[[int], None] | None = None,
     ) -> None:
         """Write the transformed pictures source[indexes] to out, in that order.
 
@@ -31,6 +32,7 @@ class TransformBatch(Protocol):
             indexes: int64 (n,).
             draws: Parameters of these n samples, in the same order.
             out: (n, *picture), of the spec's dtype. Every byte of it is written.
+            note: Called with the index in the source before a user's function gets its picture.
 
         Raises:
             SampleError: The user's function failed on a sample.

@@ -68,6 +68,7 @@ class Reference:
         indexes: NDArray[np.int64],
         draws: Draws,
         out: NDArray[Any],
+        note: Callable[[int], None] | None = None,
     ) -> None:
         """See `TransformBatch`."""
         for name, got, wanted in (
@@ -89,7 +90,7 @@ class Reference:
             picture = self._change(source[sample].astype(self._dtype), draws, i, bool(warped[i]))
             if self._function is not None:
                 seeds = None if draws.seeds is None else draws.seeds[i]
-                picture = self._function(picture, sample, seeds)
+                picture = self._function(picture, sample, seeds, note)
             out[i] = self._standardize(picture)
 
     def _copy(

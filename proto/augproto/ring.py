@@ -113,18 +113,22 @@ class SlotTable:
 
 
 _HEADER = struct.Struct("<8sQQQQII")
+_SAMPLE = struct.Struct("<Q")
+_SAMPLE_OFFSET = _HEADER.size
 _CLAIMED = b"augclaim"
 _COMMITTED = b"augbatch"
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a slot says of itself: 48 of its first 64 bytes, little-endian.
+    """What a slot says of itself: 56 of its first 64 bytes, little-endian.
 
     ::
 
-        0        8        16       24       32         40      44      48     64
-        | magic  | stream | epoch  | step   | sequence | count | flags | 0 ...|
+        0        8        16       24       32         40      44      48       56    64
+        | magic  | stream | epoch  | step   | sequence | count | flags | sample | 0 ..|
+
+    `sample` is the one at work, plus 1 (see `Ring.note`), and no part of this value.
     """
 
     stream: int
@@ -159,7 +163,21 @@ class Ring:
         """Stamp the slot as being written; returns its bytes to write the batch into."""
         memory = self.slot(slot)
         self._stamp(memory, _CLAIMED, header)
+        _SAMPLE.pack_into(memory.data, _SAMPLE_OFFSET, 0)
         return memory
+
+    def note(self, slot: int, sample: int) -> None:
+        """Say which sample is at work, so that a death can be laid at its door.
+
+        Like the magic it is evidence: of a batch that is whole it means nothing.
+        """
+        offset = self.layout.slot_offset(slot) + _SAMPLE_OFFSET
+        _SAMPLE.pack_into(self.memory.data, offset, sample + 1)
+
+    def noted(self, slot: int) -> int | None:
+        """The sample that was at work last; None if none was noted since the claim."""
+        (noted,) = _SAMPLE.unpack_from(self.slot(slot).data, _SAMPLE_OFFSET)
+        return noted - 1 if noted else None
 
     def commit(self, slot: int, header: Header) -> None:
         """Stamp the slot as whole; it must carry the claim's own sequence."""

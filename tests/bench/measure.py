@@ -74,7 +74,7 @@ def processes() -> dict[str, list[int]]:
     """This program's processes by what they are."""
     assert local._server is not None
     server = local._server.pid
-    forkservers = [c for c in children(server) if "multiprocessing.forkserver" in command(c)]
+    forkservers = [c for c in children(server) if "forkserver" in command(c)]
     workers = [w for f in forkservers for w in children(f)]
     others = [p for p in descendants(server) if p not in workers and p not in forkservers]
     return {

@@ -52,6 +52,14 @@ PROGRAMS = ("run", "call", "check_call", "check_output")
 #: Calls that are found and are right as they are: (file, what is called) and the reason.
 ALLOWED = {
     ("augserver/crew.py", "worker.send"): "through a Pipe, which never waits",
+    ("augserver/datasets/loader.py", "self._waiting.get"): "a daemon's life: waits for loads",
+    (
+        "augserver/forkserver.py",
+        "self._selector.select",
+    ): "the forkserver's life: ends with its server",
+    ("augserver/forkserver.py", "self._woken.recv"): "a non-blocking socket",
+    ("augserver/forkserver.py", "os.waitpid"): "of a process that has ended: waitid has told",
+    ("augserver/forkserver.py", "self._connection.send"): "the server reads, or dies and so do we",
     ("augserver/health.py", "dealer.connect"): "ZeroMQ's connects in its own thread",
     ("augserver/lifeline.py", "self._pipe.send"): "a Pipe never waits",
     ("augserver/server.py", "self._wake_r.recv"): "a non-blocking socket",

@@ -47,7 +47,7 @@ def workers(server: int) -> list[int]:
     return [
         worker
         for child in children(server)
-        if "multiprocessing.forkserver" in command(child)
+        if "forkserver" in command(child)
         for worker in children(child)
     ]
 
