@@ -109,10 +109,10 @@ def role(pid: int) -> str:
     line = command(pid)
     if "resource_tracker" in line:
         return "tracker"
-    if "multiprocessing.forkserver" in line:
+    if "augserver.forkserver" in line:
         with contextlib.suppress(OSError, ValueError):
             parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-            if "multiprocessing.forkserver" in command(parent):
+            if "augserver.forkserver" in command(parent):
                 return "worker"
         return "forkserver"
     if "augserver.private" in line:
