@@ -102,8 +102,16 @@ class Supervisor:
             process = self._context.Process(
                 target=_worker_main, args=(theirs,), name=f"augserver-worker-{self._next}"
             )
-            process.start()
-            theirs.close()
+            try:
+                process.start()
+            except (OSError, EOFError) as error:
+                # The forkserver has just been killed; the next attempt starts another.
+                _log.warning("no worker could be started: %s", error)
+                mine.close()
+                self._not_before = now + BACK_OFF[1]
+                break
+            finally:
+                theirs.close()
             worker = WorkerProcess(self._next, process, Pipe(mine))
             self.workers[self._next] = worker
             self._next += 1

@@ -101,6 +101,33 @@ def test_a_sweep_spares_the_socket_that_another_server_has_taken_over(config: Pa
         assert consumer.get(0, 0).step == 0
 
 
+MEETING = """
+import os, signal, sys, time
+from multiprocessing import forkserver
+from pathlib import Path
+from augserver.supervisor import Supervisor
+supervisor = Supervisor(1, Path(sys.argv[1]))
+killed = forkserver._forkserver._forkserver_pid
+os.kill(killed, signal.SIGKILL)
+os.waitid(os.P_PID, killed, os.WEXITED | os.WNOWAIT)
+ensure = forkserver._forkserver.ensure_running
+forkserver._forkserver.ensure_running = lambda: None  # it has looked a moment before
+print(supervisor.start(time.monotonic()))
+forkserver._forkserver.ensure_running = ensure
+print(len(supervisor.start(time.monotonic() - 1)), "at once")
+print(len(supervisor.start(time.monotonic() + 1)), "later")
+supervisor.stop()
+"""
+
+
+def test_a_forkserver_that_is_killed_while_a_worker_is_started_ends_no_server(
+    tmp_path: Path,
+) -> None:
+    done = python(MEETING, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[]", "0 at once", "1 later"]
+
+
 FORKING = """
 import os, time
 from augserver import preload
