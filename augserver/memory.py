@@ -144,6 +144,7 @@ class Memory:
                 self._pending += size
                 self._named += 1
                 name = f"{self._prefix}-{self._named}"
+            segment = None
             try:
                 # Not under the lock: for a large one this takes a while.
                 segment = Segment(name, size, nameless=nameless > named)
@@ -158,8 +159,8 @@ class Memory:
             finally:
                 with self._lock:
                     self._pending -= size
-            with self._lock:
-                self._segments.append(segment)
+                    if segment is not None:
+                        self._segments.append(segment)
             return segment
         with self._lock:
             limits = [_shm(), *self._limits()]
@@ -197,7 +198,10 @@ def _no_room(what: str, limits: list[Limit], remedies: list[str]) -> NoRoom:
 
 
 def _shm() -> Limit:
-    free, total = room()
+    try:
+        free, total = room()
+    except OSError:  # a sandbox may have none
+        free = total = 0
     remedy = "give the container more shared memory (compose: shm_size; docker run: --shm-size)"
     return Limit(str(HOME), total, free, remedy)
 

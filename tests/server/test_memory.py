@@ -199,6 +199,18 @@ def test_where_nameless_memory_is_forbidden_a_private_server_lives_by_names(
     assert (slots, segment.path.parent) == (3, Path("/dev/shm"))
 
 
+def test_without_a_dev_shm_a_private_server_works_and_others_say_so(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> tuple[int, int]:
+        raise FileNotFoundError(errno.ENOENT, "no such folder", "/dev/shm")
+
+    monkeypatch.setattr(memory, "room", missing)
+    assert machine.memory(private=True).ring(LAYOUT, 4)[1] == 4
+    with pytest.raises(NoRoom, match=r"/dev/shm has 0\.0 MiB free of 0\.0 MiB"):
+        machine.memory().ring(LAYOUT, 4)
+
+
 def test_the_processes_themselves_keep_a_part_of_the_memory() -> None:
     def left(free: int, total: int, workers: int) -> int:
         store = Memory(

@@ -45,7 +45,7 @@ import numpy as np
 from augclient import Consumer
 from augproto.errors import AugError
 try:
-    with Consumer(np.zeros((256, 16, 16, 3), np.uint8), batch_size=8, workers=2, timeout=20) as c:
+    with Consumer(np.zeros((256, 16, 16, 3), np.uint8), batch_size=8, workers=2, timeout=8) as c:
         for batch in c:
             print(batch.step, flush=True)
             if not sys.stdin.readline():
@@ -59,7 +59,7 @@ import os, sys
 from augclient import Consumer
 from augproto.errors import AugError
 try:
-    with Consumer(stream="zeros", address=sys.argv[1], timeout=20) as c:
+    with Consumer(stream="zeros", address=sys.argv[1], timeout=8) as c:
         for batch in c:
             print(batch.step, flush=True)
             if not sys.stdin.readline():
@@ -158,7 +158,7 @@ def play(seed: int, folder: Path) -> Round:
             time.sleep(chance.uniform(0.0, 1.5))
         _kill_some(this, chance)
         # What was spared ends as it would: a program with its input, the server when it is asked.
-        if server.poll() is not None:
+        if "server" in this.killed:
             for process in programs[1:]:  # they would look for it for half a minute
                 process.terminate()
         chance.shuffle(programs)
@@ -174,7 +174,9 @@ def play(seed: int, folder: Path) -> Round:
             for pid in marked(this.mark):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-    this.wrong += [line for line in log.read_text().splitlines() if NOISE.search(line)]
+    said = log.read_text()
+    if NOISE.search(said):
+        this.wrong.append(f"it was said:\n{said}")
     return this
 
 
