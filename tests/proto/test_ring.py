@@ -175,6 +175,21 @@ def test_a_torn_header_is_noticed_whichever_byte_it_is(ring: Ring, at: int) -> N
         ring.check(0, HEADER)
 
 
+@pytest.mark.parametrize("sample", [0, 13, 2**40])
+def test_the_sample_at_work_is_noted_and_forgotten_with_the_next_claim(
+    ring: Ring, sample: int
+) -> None:
+    ring.claim(1, HEADER)
+    assert ring.noted(1) is None
+    ring.note(1, sample)
+    assert ring.noted(1) == sample
+    assert ring.noted(0) is ring.noted(2) is None
+    ring.commit(1, HEADER)
+    ring.check(1, HEADER)  # of a batch that is whole it means nothing
+    ring.claim(1, HEADER)
+    assert ring.noted(1) is None
+
+
 @pytest.mark.parametrize("slot", [-1, 3, 2**40])
 def test_a_slot_outside_the_segment_is_refused(ring: Ring, slot: int) -> None:
     for look in (ring.slot, ring.read):

@@ -567,6 +567,8 @@ class World:
         self.received: dict[int, Counter[Key]] = {}
         self.asked: dict[int, Counter[Key]] = {}
         self.work: dict[int, deque[Assignment]] = {}
+        #: workers that cannot be killed, and what they hold all the same
+        self.hung: dict[int, deque[Assignment]] = {}
         self.next_stream = self.next_worker = 1
         for _ in range(self.rng.randrange(1, 4)):
             self.join()
@@ -604,6 +606,24 @@ class World:
             assert stream in self.slots
             self.on_the_wire[stream].append(fault)
         self.join()
+
+    def hang(self) -> None:
+        """A worker cannot be killed: its batches go to others, its slots stay in its hand."""
+        if len(self.hung) < 2:
+            worker = self.rng.choice(list(self.work))
+            self.hung[worker] = self.work.pop(worker)
+            for stream, fault in self.d.quarantine(worker):
+                self.on_the_wire[stream].append(fault)
+            self.join()
+
+    def end(self) -> None:
+        """A worker that could not be killed is gone at last."""
+        if self.hung:
+            worker, work = self.hung.popitem()
+            for assignment in work:
+                for place in assignment.places:
+                    self.drop_hand(assignment.stream, place.slot, f"worker {worker}")
+            assert self.d.leave(worker) == []
 
     def finish(self) -> None:
         """A worker reports some of its assignment, in one message or in several."""
@@ -701,6 +721,7 @@ class World:
     def happen(self) -> None:
         for event, often in (
             (self.wish, 5), (self.assign, 8), (self.finish, 6), (self.hear, 6), (self.die, 1),
+            (self.hang, 0.3), (self.end, 0.5),
             (self.close, 0.3), (self.open, 0.3),
         ):  # fmt: skip
             if self.rng.random() < often / 10:
@@ -709,6 +730,8 @@ class World:
 
     def settle(self) -> None:
         """Nothing more is wished or killed: what is awaited must come."""
+        while self.hung:
+            self.end()
         for _ in range(200):
             for stream in self.slots:
                 while self.on_the_wire[stream]:

@@ -73,6 +73,19 @@ def test_an_absurd_length_is_refused_before_anything_is_kept(
     worker.close()
 
 
+def test_the_end_of_the_other_end_is_noticed_after_its_last_words(
+    ends: tuple[Pipe, Connection],
+) -> None:
+    pipe, worker = ends
+    assert pipe.receive() == []
+    assert not pipe.ended
+    worker.send_bytes(b"last words")
+    worker.close()
+    assert pipe.receive() == [b"last words"]
+    assert pipe.ended
+    pipe.close()
+
+
 def test_a_dead_worker_is_written_to_without_an_error(ends: tuple[Pipe, Connection]) -> None:
     pipe, worker = ends
     worker.close()

@@ -11,9 +11,10 @@ from PIL import Image
 
 from augproto.errors import ConfigError
 from augproto.layout import Layout
-from augproto.spec import INTERPOLATIONS, Spec
+from augproto.spec import INTERPOLATIONS, Spec, Transforms
 from augproto.structure import leaves
 from augserver.recipe import Recipe
+from augserver.transforms import SampleError
 
 Array = npt.NDArray[Any]
 
@@ -310,3 +311,64 @@ def test_a_recipe_without_the_users_function_describes_and_does_not_compute() ->
     assert r.layout.fields[0].shape == (6, 4, 3)
     with pytest.raises(Exception, match="only describes"):
         batch(r)
+
+
+# -- what is noted and told of samples -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("target_size", [None, (12, 8)])
+def test_a_sample_is_noted_by_its_index_in_the_dataset_before_its_function_is_called(
+    target_size: tuple[int, int] | None,
+) -> None:
+    noted: list[int] = []
+    calls: list[int] = []
+
+    def function(picture: Array) -> Array:
+        calls.append(len(noted))
+        return picture
+
+    spec = Spec(
+        data=("a.npz",), x="pictures", batch_size=5, seed=1, target_size=target_size,
+        transforms=Transforms(function="m:f"),
+    )  # fmt: skip
+    r = Recipe(spec, 1, ARRAYS, function)
+    slot = np.zeros(r.layout.slot_bytes, np.uint8)
+    r.fill(0, 1, r.layout.arrays(slot, 5), noted.append)
+    assert noted == r.sampler.batch(0, 1).tolist()
+    assert calls == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("target_size", [None, (12, 8)])
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), SystemExit(3), KeyboardInterrupt()])
+def test_the_sample_that_fails_is_named_by_its_index_in_the_dataset(
+    target_size: tuple[int, int] | None, error: BaseException
+) -> None:
+    calls: list[int] = []
+
+    def function(picture: Array) -> Array:
+        calls.append(1)
+        if len(calls) == 3:
+            raise error
+        return picture
+
+    spec = Spec(
+        data=("a.npz",), x="pictures", batch_size=5, seed=1, target_size=target_size,
+        transforms=Transforms(function="m:f"),
+    )  # fmt: skip
+    r = Recipe(spec, 1, ARRAYS, function)
+    slot = np.zeros(r.layout.slot_bytes, np.uint8)
+    with pytest.raises(SampleError) as caught:
+        r.fill(0, 1, r.layout.arrays(slot, 5), lambda sample: None)
+    assert caught.value.sample == r.sampler.batch(0, 1)[2]
+    assert caught.value.__cause__ is error
+
+
+def test_in_the_callers_own_process_ctrl_c_and_exit_are_the_callers() -> None:
+    def function(picture: Array) -> Array:
+        raise KeyboardInterrupt
+
+    spec = Spec(data=("a.npz",), x="pictures", batch_size=5, transforms=Transforms(function="m:f"))
+    r = Recipe(spec, 1, ARRAYS, function)
+    slot = np.zeros(r.layout.slot_bytes, np.uint8)
+    with pytest.raises(KeyboardInterrupt):
+        r.fill(0, 1, r.layout.arrays(slot, 5))

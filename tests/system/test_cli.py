@@ -210,7 +210,7 @@ def test_flags_and_environment_win_over_the_file(config: Path, tmp_path: Path) -
     address = f"ipc://{tmp_path}/flag.sock"
     with serving(address, "--config", str(config), "--workers", "1") as server:
         by_environment = augserver("health", AUGSERVER_LISTEN=address)
-        assert len(workers(server.pid)) == 1
+        wait_until(lambda: len(workers(server.pid)) == 1, "one worker")
     assert by_environment.returncode == 0, by_environment.stderr
     assert "1 of 1 workers" in by_environment.stdout
     other = f"ipc://{tmp_path}/environment.sock"
