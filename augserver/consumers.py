@@ -13,7 +13,13 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
-from augproto.errors import AugError, ConfigError, LocalProtocolError, SessionLost
+from augproto.errors import (
+    AugError,
+    ConfigError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    SessionLost,
+)
 from augproto.faults import fault_of
 from augproto.messages import (
     MAX_BAD,
@@ -37,7 +43,7 @@ from augproto.messages import (
     encode,
 )
 from augproto.session import Role, Session, State
-from augproto.spec import Spec
+from augproto.spec import MAX_EPOCH, Spec
 from augserver.config import Config
 from augserver.conversation import Conversation, open_stream, spec_of
 from augserver.crew import Crew
@@ -105,6 +111,10 @@ class Consumers:
             _log.info("%s: refused: %s", conversation.program or "a consumer", error)
             # The conversation, if there is one, goes on: a bad frame harms nobody but itself.
             self._send(identity, encode(fault_of(error)))
+        except Exception as error:  # a hole in what is checked harms nobody else either
+            _log.exception("%s: a frame met an error", conversation.program or "a consumer")
+            text = f"the server could not take this: {type(error).__name__}: {error}"
+            self._send(identity, encode(fault_of(RemoteProtocolError(text))))
 
     def _check_first(self, frame: bytes) -> None:
         # Some that have opened nothing, health checks among them, may come on top.
@@ -116,7 +126,8 @@ class Consumers:
     def _answer(self, conversation: Conversation, message: Message) -> None:
         match message:
             case Hello():
-                conversation.program = f"{message.program[:200]} (pid {message.pid})"
+                shown = "".join(c if c.isprintable() else "?" for c in message.program[:200])
+                conversation.program = f"{shown} (pid {message.pid})"
                 self._say(conversation, Welcome(VERSION, os.getpid(), self._config.lease))
             case Open():
                 self._open(conversation, message)
@@ -132,7 +143,8 @@ class Consumers:
     def _open(self, conversation: Conversation, wish: Open) -> None:
         most = self._config.max_consumers
         try:
-            if sum(c.opens for c in self._conversations.values()) >= most:
+            opens = sum(c.opens for c in self._conversations.values())
+            if opens + len(self._abandoned) >= most:
                 raise ConfigError(
                     f"this server serves at most {most} consumers at once (max_consumers); "
                     "close one"
@@ -164,7 +176,7 @@ class Consumers:
                     continue
                 try:
                     self._open_stream(conversation, *wish, dataset)
-                except (AugError, OSError) as error:
+                except Exception as error:  # what a spec may do, too
                     self.datasets.release(dataset)
                     self._say(conversation, fault_of(error))
 
@@ -183,6 +195,11 @@ class Consumers:
     def _want(self, conversation: Conversation, message: Want) -> None:
         assert conversation.ringed is not None, "the session lets nobody want before Opened"
         conversation.holds = True
+        beyond = [run.epoch for run in message.runs if run.epoch > MAX_EPOCH]
+        if beyond:
+            raise RemoteProtocolError(
+                f"Want.runs: got epoch {beyond[0]}; wanted at most {MAX_EPOCH}, the last one"
+            )
         stream = conversation.ringed.opened.stream
         for stale in self._dispatcher.release(stream, message.released):
             _log.debug("%s: %s", conversation.program, stale)

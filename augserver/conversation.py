@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import secrets
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -102,6 +103,9 @@ def spec_of(wish: Open, config: Config) -> Spec:
             "open: arrays and functions of your program can only be handed to a private server "
             "(leave address out), not to one that others use"
         )
+    for path in spec.data:
+        if not os.path.isabs(path):
+            raise NotAllowed(f"data: got {path!r:.200}; wanted a path from the root (/) on")
     check_roots(spec.data, config.roots)
     if spec.pictures is not None and spec.pictures.max_pixels > config.max_pixels:
         raise NotAllowed(

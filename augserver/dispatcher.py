@@ -111,7 +111,11 @@ class Dispatcher:
             for step in range(run.first, min(run.first + run.steps, s.steps))
         )
         known = crossed | s.writing.keys() | s.faulted.keys()
-        fresh = islice((key for key in keys if key not in known), MAX_WANTED)
+        # Bounded in what is looked at, too: 65536 runs may name what is known again and again. And
+        # what was refused is remembered until it was seen, so somebody who never sees gets no more.
+        room = max(0, MAX_WANTED - len(s.faulted))
+        looked_at = islice(keys, MAX_WANTED + len(known))
+        fresh = islice((key for key in looked_at if key not in known), room)
         s.wanted = deque(dict.fromkeys(fresh))
 
     def release(self, stream: int, released: Iterable[Release]) -> list[SlotError]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from multiprocessing.connection import Connection
 
-from augproto.errors import RemoteProtocolError
+from augproto.errors import ConfigError, RemoteProtocolError
 from augproto.faults import fault_of
 from augproto.messages import (
     MAX_PIPE_BYTES,
@@ -28,6 +28,9 @@ from augproto.messages import (
 from augserver.crew import Crew
 from augserver.datasets.store import DatasetStore
 from augserver.pipe import Pipe
+
+#: As many as a config can ask for.
+MAX_WORKERS = 1024
 
 
 class Lifeline:
@@ -91,6 +94,10 @@ class Lifeline:
             case Filled():
                 self._datasets.filled(message.name)
             case Scale():
+                if message.workers > MAX_WORKERS:
+                    raise ConfigError(
+                        f"workers: got {message.workers}; wanted at most {MAX_WORKERS}"
+                    )
                 self._crew.scale(message.workers)
             case Function():
                 pass  # the loop passes it on to the workers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -57,6 +58,10 @@ class DatasetStore:
             except OSError as error:
                 ready.set_exception(ConfigError(f"data: {error.filename}: {error.strerror}"))
                 return ready
+            for path, status in zip(key, stats, strict=True):
+                if not stat.S_ISREG(status.st_mode):  # a pipe, say, would hold up the loader
+                    ready.set_exception(ConfigError(f"data: {path!r:.200} is not a regular file"))
+                    return ready
             key += tuple(f"{s.st_size} {s.st_mtime_ns}" for s in stats)
         if key in self._datasets:
             dataset = self._datasets[key]

@@ -24,13 +24,11 @@ from augproto.errors import ConfigError
 from augproto.fingerprint import fingerprint
 from augproto.messages import Bad, Open, Opened
 from augproto.ring import MAX_SLOTS, MIN_SLOTS
-from augproto.spec import HANDED
+from augproto.spec import HANDED, MAX_EPOCH
 from augproto.structure import Structure, names_from_wire, rebuild
 
 Array = npt.NDArray[Any]
 
-#: The last epoch: the generator of draws counts them in 32 bits.
-MAX_EPOCH = 2**32 - 2
 #: Seconds that a batch may take to come.
 TIMEOUT = 60.0
 #: Names the server for every consumer that names none itself.

@@ -11,7 +11,9 @@ from augproto.messages import MAX_TEXT, Fault
 
 def fault_of(error: Exception) -> Fault:
     """What the peer is told of an error that concerns the conversation, not one batch."""
-    return Fault(type(error).__name__, str(error)[:MAX_TEXT])
+    # Without what UTF-8 cannot carry: lone surrogates, as in names of strange files.
+    text = str(error)[:MAX_TEXT].encode(errors="backslashreplace").decode()
+    return Fault(type(error).__name__, text[:MAX_TEXT])
 
 
 def error_of(fault: Fault) -> AugError:

@@ -30,6 +30,11 @@ MAX_PIPE_BYTES = MAX_FUNCTION_BYTES + (1 << 20)
 #: Longest text (a worker's traceback is cut to it) and longest list in a message.
 MAX_TEXT = 64 << 10
 MAX_LIST = 64 << 10
+#: A frame up to this is decoded as it is. In a longer one lists and maps are counted while they are
+#: made: eight million empty lists fit into a frame, and half a gigabyte of them into memory.
+SMALL_FRAME = 64 << 10
+#: Elements of all lists and maps of a frame: a Want of as many runs and releases as can be.
+MAX_ELEMENTS = 8 * MAX_LIST
 #: Bad samples that a status lists by path; it counts all of them.
 MAX_BAD = 100
 _MAX_INT = 2**64 - 1
@@ -488,7 +493,17 @@ def decode(frame: bytes, *, limit: int = MAX_FRAME_BYTES) -> Message:
     if len(frame) > limit:
         raise RemoteProtocolError(f"a frame of {len(frame)} bytes; wanted at most {limit}")
     try:
-        raw = msgpack.unpackb(frame, use_list=True, raw=False, strict_map_key=False)
+        count = _Count() if len(frame) > SMALL_FRAME else None
+        raw = msgpack.unpackb(
+            frame,
+            use_list=True,
+            raw=False,
+            strict_map_key=False,
+            max_array_len=min(len(frame), MAX_ELEMENTS),
+            max_map_len=min(len(frame), MAX_ELEMENTS),
+            list_hook=count,
+            object_hook=count,
+        )
     except Exception as error:  # msgpack raises a dozen kinds on garbage
         raise RemoteProtocolError(f"a frame that is not msgpack: {error}") from error
     if type(raw) is not list or not raw or type(raw[0]) is not int or raw[0] not in CODES:
@@ -508,6 +523,20 @@ def decode(frame: bytes, *, limit: int = MAX_FRAME_BYTES) -> Message:
                 f"{cls.__name__}.{name}: got {reprlib.repr(value):.120}; wanted {bad}"
             ) from None
     return typing.cast(Message, cls(*checked))
+
+
+class _Count:
+    """Counts what a frame is made of while it is made, and stops where it is too much."""
+
+    def __init__(self) -> None:
+        self._left = MAX_ELEMENTS
+
+    def __call__(self, made: Any) -> Any:
+        # One for itself: an empty list takes more memory than an element.
+        self._left -= 1 + len(made)
+        if self._left < 0:
+            raise RemoteProtocolError(f"more than {MAX_ELEMENTS} elements")
+        return made
 
 
 def expect(frame: bytes, kind: type[M]) -> M:

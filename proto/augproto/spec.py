@@ -30,6 +30,8 @@ LABEL = "label"
 HANDED = "handed:"
 #: The largest seed: the key of the counter-based generator is 64 bits wide.
 MAX_SEED = 2**64 - 1
+#: The last epoch: the generator of draws counts them in 32 bits.
+MAX_EPOCH = 2**32 - 2
 #: A batch of more samples than this is a typing error, not a wish.
 MAX_BATCH = 1 << 20
 
