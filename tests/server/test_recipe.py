@@ -11,8 +11,9 @@ from PIL import Image
 
 from augproto.errors import ConfigError
 from augproto.layout import Layout
-from augproto.spec import INTERPOLATIONS, Spec, Transforms
+from augproto.spec import INTERPOLATIONS, Spec
 from augproto.structure import leaves
+from augproto.transforms import Transforms
 from augserver.recipe import Recipe
 from augserver.transforms import SampleError
 
