@@ -145,10 +145,11 @@ Connect = Annotated[
     ),
 ]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds for its answer.")]
+ASK_TIMEOUT = 5.0
 
 
 @app.command()
-def health(connect: Connect = None, timeout: Timeout = 5.0) -> None:
+def health(connect: Connect = None, timeout: Timeout = ASK_TIMEOUT) -> None:
     """Ask a server how it is: exit code 0 if it can serve, 1 and the reason if not."""
     from augserver import health
 
@@ -165,7 +166,7 @@ def health(connect: Connect = None, timeout: Timeout = 5.0) -> None:
 
 
 @app.command()
-def status(connect: Connect = None, timeout: Timeout = 5.0) -> None:
+def status(connect: Connect = None, timeout: Timeout = ASK_TIMEOUT) -> None:
     """Print what a server says of itself, with the samples that batches had to do without."""
     from augserver import health
 

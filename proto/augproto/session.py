@@ -35,6 +35,9 @@ from augproto.messages import (
     encode,
 )
 
+#: Seconds of saying nothing after which a consumer says that it lives.
+BEAT = 1.0
+
 
 class Role(enum.Enum):
     """Which end of the conversation this is."""
@@ -111,7 +114,7 @@ class Session:
         beat: Seconds of saying nothing after which a consumer says Heartbeat.
     """
 
-    def __init__(self, role: Role, now: float, *, beat: float = 1.0) -> None:
+    def __init__(self, role: Role, now: float, *, beat: float = BEAT) -> None:
         self.role = role
         self.peer = Role.SERVER if role is Role.CONSUMER else Role.CONSUMER
         self.state = State.IDLE
