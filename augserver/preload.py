@@ -11,7 +11,10 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
+from types import TracebackType
 
 import numpy as np
 
@@ -50,6 +53,16 @@ def _parent() -> int | None:
     return int(server) if server.isdecimal() else None
 
 
+def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an uncaught error, unless it only says that the server was killed.
+
+    multiprocessing reads what a new worker is to do from a pipe, and when the server's end of it
+    closes before all is said, the user would find a traceback on the terminal.
+    """
+    if not issubclass(kind, (EOFError, pickle.UnpicklingError)):
+        sys.__excepthook__(kind, error, trace)
+
+
 def warm() -> None:
     """Make one small batch with everything switched on."""
     transforms = Transforms(
@@ -63,4 +76,5 @@ def warm() -> None:
 
 
 die_with_parent()
+sys.excepthook = _tell
 warm()

@@ -108,7 +108,8 @@ class Supervisor:
                 # The forkserver has just been killed; the next attempt starts another.
                 _log.warning("no worker could be started: %s", error)
                 mine.close()
-                self._not_before = now + BACK_OFF[1]
+                self._unproven += 1
+                self._not_before = now + BACK_OFF[min(self._unproven, len(BACK_OFF) - 1)]
                 break
             finally:
                 theirs.close()

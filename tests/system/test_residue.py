@@ -128,6 +128,30 @@ def test_a_forkserver_that_is_killed_while_a_worker_is_started_ends_no_server(
     assert done.stdout.splitlines() == ["[]", "0 at once", "1 later"]
 
 
+MUTE = """
+import os, sys, time
+from multiprocessing import forkserver
+from pathlib import Path
+from augserver.supervisor import Supervisor
+supervisor = Supervisor(1, Path(sys.argv[1]))
+for said in (b"", b"\\x80\\x04\\x95\\xff"):  # the server is killed before it has said it all
+    status, data = forkserver.connect_to_new_process([])
+    os.write(data, said)
+    os.close(data)
+    assert forkserver.read_signed(status) > 0
+    print("ended with", forkserver.read_signed(status))
+supervisor.stop()
+"""
+
+
+def test_a_worker_whose_server_dies_while_it_is_told_what_to_do_ends_without_a_word(
+    tmp_path: Path,
+) -> None:
+    done = python(MUTE, str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["ended with 1"] * 2
+
+
 FORKING = """
 import os, time
 from augserver import preload
