@@ -108,8 +108,8 @@ def _owners() -> dict[int, int]:
 
 
 def _maker(segment: str) -> int:
-    """The process that has made a segment, as its name tells (see `Server._name`)."""
-    match = re.match(r"augserver(?:\.new)?-\d+-([0-9a-f]+)[0-9a-f]{6}(?:-|$)", segment)
+    """The process that has made a segment, as its name tells (see `augserver.memory`)."""
+    match = re.match(r"augserver-\d+-([0-9a-f]+)[0-9a-f]{6}(?:-|$)", segment)
     return int(match[1], 16) if match else os.getpid()
 
 

@@ -168,8 +168,8 @@ def test_no_descriptor_is_left(owned: Segment) -> None:
         return len(os.listdir("/proc/self/fd"))
 
     before = open_here()
-    for _ in range(20):
-        with Segment(fresh_name(), 4096, nameless=_ % 2 == 0) as made:
+    for turn in range(20):
+        with Segment(fresh_name(), 4096, nameless=turn % 2 == 0) as made:
             memory = made.map()
             Holder(made.name).close()
             attach(made.name)
