@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 
 from augproto.errors import SlotError
 from augproto.messages import Announce, Entry, Fault, Place, Release, Run
@@ -68,6 +68,7 @@ class _Stream:
     faulted: dict[Key, int] = field(default_factory=dict)
     losses: dict[Key, list[Loss]] = field(default_factory=dict)
     quarantined: int = 0
+    urgent: Key | None = None
     told: bool = False
     number: int = 0
     batch_seconds: float | None = None
@@ -110,8 +111,10 @@ class Dispatcher:
             for run in runs
             for step in range(run.first, min(run.first + run.steps, s.steps))
         )
-        known = crossed | s.writing.keys() | s.faulted.keys()
-        fresh = islice((key for key in keys if key not in known), MAX_WANTED)
+        unanswered = (key for key in keys if key not in crossed and key not in s.faulted)
+        s.urgent = next(unanswered, None)
+        unmade = unanswered if s.urgent is None else chain([s.urgent], unanswered)
+        fresh = islice((key for key in unmade if key not in s.writing), MAX_WANTED)
         s.wanted = deque(dict.fromkeys(fresh))
 
     def release(self, stream: int, released: Iterable[Release]) -> list[SlotError]:
@@ -245,7 +248,9 @@ class Dispatcher:
         for stream, s in self._streams.items():
             if s.wanted and not s.told:
                 s.told = True
-                key = s.wanted.popleft()
+                # What a dead worker owed comes first in the list, though it may be wished no more.
+                key = s.urgent if s.urgent in s.wanted else s.wanted[0]
+                s.wanted.remove(key)
                 message = f"epoch {key[0]}, step {key[1]}: {loss.cause}"
                 fault = self._fault(s, key, message, traceback=loss.traceback)
                 told.append((stream, fault))
@@ -258,6 +263,8 @@ class Dispatcher:
         know that it should give something back. It needs another ring. (It may also just be slow,
         and the ring full for that; then the exchange costs it a few batches that are made again.)
         """
+        if not self._quarantine:
+            return []
         return [
             stream
             for stream, s in self._streams.items()
