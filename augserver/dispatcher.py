@@ -249,7 +249,8 @@ class Dispatcher:
             if s.wanted and not s.told:
                 s.told = True
                 # What a dead worker owed comes first in the list, though it may be wished no more.
-                key = s.urgent if s.urgent in s.wanted else s.wanted[0]
+                urgent = s.urgent
+                key = urgent if urgent is not None and urgent in s.wanted else s.wanted[0]
                 s.wanted.remove(key)
                 message = f"epoch {key[0]}, step {key[1]}: {loss.cause}"
                 fault = self._fault(s, key, message, traceback=loss.traceback)
