@@ -165,7 +165,7 @@ class Crew:
             return [(0, message) for message in self._inline.work()]
         assert self._supervisor is not None
         if self._forkserver in ready:
-            self._hear()
+            self._hear(now)
             self._some_ended = True
         reports = []
         for fd in ready:
@@ -182,10 +182,10 @@ class Crew:
                 self._watch(worker)
         return reports
 
-    def _hear(self) -> None:
+    def _hear(self, now: float) -> None:
         """Take what the forkserver tells; watch the workers that it has forked."""
         assert self._supervisor is not None
-        for worker in self._supervisor.hear():
+        for worker in self._supervisor.hear(now):
             self._pipes[worker.pipe.fileno()] = worker
             if worker.pidfd is not None:
                 self._poller.register(worker.pidfd, zmq.POLLIN)
@@ -272,7 +272,7 @@ class Crew:
 
     def _mourn_forkserver(self, now: float) -> None:
         assert self._supervisor is not None
-        self._hear()
+        self._hear(now)
         lost = self._supervisor.lost_forkserver(now)
         if lost is not None and self._forkserver is not None:
             self._poller.unregister(self._forkserver)

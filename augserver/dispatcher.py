@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 
 from augproto.errors import SlotError
 from augproto.messages import Announce, Bad, Entry, Fault, Place, Release, Run
@@ -68,6 +68,7 @@ class _Stream:
     faulted: dict[Key, int] = field(default_factory=dict)
     losses: dict[Key, list[Loss]] = field(default_factory=dict)
     quarantined: int = 0
+    urgent: Key | None = None
     told: bool = False
     number: int = 0
     batch_seconds: float | None = None
@@ -110,12 +111,15 @@ class Dispatcher:
             for run in runs
             for step in range(run.first, min(run.first + run.steps, s.steps))
         )
-        known = crossed | s.writing.keys() | s.faulted.keys()
         # Bounded in what is looked at, too: 65536 runs may name what is known again and again. And
         # what was refused is remembered until it was seen, so somebody who never sees gets no more.
         room = max(0, MAX_WANTED - len(s.faulted))
-        looked_at = islice(keys, MAX_WANTED + len(known))
-        fresh = islice((key for key in looked_at if key not in known), room)
+        answered = crossed | s.faulted.keys()
+        looked_at = islice(keys, MAX_WANTED + len(answered) + len(s.writing))
+        unanswered = (key for key in looked_at if key not in answered)
+        s.urgent = next(unanswered, None)
+        unmade = unanswered if s.urgent is None else chain([s.urgent], unanswered)
+        fresh = islice((key for key in unmade if key not in s.writing), room)
         s.wanted = deque(dict.fromkeys(fresh))
 
     def release(self, stream: int, released: Iterable[Release]) -> list[SlotError]:
@@ -249,7 +253,10 @@ class Dispatcher:
         for stream, s in self._streams.items():
             if s.wanted and not s.told:
                 s.told = True
-                key = s.wanted.popleft()
+                # What a dead worker owed comes first in the list, though it may be wished no more.
+                urgent = s.urgent
+                key = urgent if urgent is not None and urgent in s.wanted else s.wanted[0]
+                s.wanted.remove(key)
                 message = f"epoch {key[0]}, step {key[1]}: {loss.cause}"
                 fault = self._fault(s, key, message, traceback=loss.traceback)
                 told.append((stream, fault))
@@ -262,6 +269,8 @@ class Dispatcher:
         know that it should give something back. It needs another ring. (It may also just be slow,
         and the ring full for that; then the exchange costs it a few batches that are made again.)
         """
+        if not self._quarantine:
+            return []
         return [
             stream
             for stream, s in self._streams.items()

@@ -42,9 +42,10 @@ from augserver.death import WHERE_ARE_YOU
 _PR_SET_PDEATHSIG = 1
 #: The server asks for a worker of this number; the worker's end of its pipe comes along.
 _ASK = struct.Struct("!Q")
-#: The forkserver tells (kind, worker, pid or exit code); with BORN comes a pidfd, if there is one.
+#: The forkserver tells (kind, worker, pid or exit code or errno); with BORN comes a pidfd, if there
+#: is one.
 _TELL = struct.Struct("!BQi")
-_BORN, _ENDED = 1, 2
+_BORN, _ENDED, _UNBORN = 1, 2, 3
 #: Seconds for workers to be gone when the server has closed its end.
 _END_SECONDS = 0.5
 #: Added to a worker's badness for the kernel's out-of-memory killer: nothing is lost with it, so
@@ -69,6 +70,14 @@ class Ended:
 
     number: int
     code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unborn:
+    """A worker could not be forked: no memory, or a limit of processes."""
+
+    number: int
+    errno: int
 
 
 def trace_path(folder: Path, name: str) -> Path:
@@ -119,9 +128,9 @@ class Forkserver:
             return True  # it is dead; `code` tells
         return True
 
-    def hear(self) -> list[Born | Ended]:
+    def hear(self) -> list[Born | Ended | Unborn]:
         """What it has told, without waiting."""
-        heard: list[Born | Ended] = []
+        heard: list[Born | Ended | Unborn] = []
         with contextlib.suppress(OSError):
             while True:
                 data, fds, _, _ = socket.recv_fds(self._socket, _TELL.size, 1)
@@ -131,7 +140,7 @@ class Forkserver:
                 if kind == _BORN:
                     heard.append(Born(number, value, fds[0] if fds else None))
                 else:
-                    heard.append(Ended(number, value))
+                    heard.append((Ended if kind == _ENDED else Unborn)(number, value))
         return heard
 
     def code(self) -> int | None:
@@ -217,7 +226,12 @@ class _Forks:
 
     def _fork(self, number: int, pipe: int) -> None:
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(pipe)
+            self._connection.send(_TELL.pack(_UNBORN, number, error.errno or 0))
+            return
         if pid == 0:
             self._connection.close()
             self._selector.close()

@@ -24,7 +24,7 @@ from pathlib import Path
 from augproto.errors import RemoteProtocolError
 from augproto.messages import Message, decode, encode
 from augserver.death import WHERE_ARE_YOU, Death, MemoryWitness, how_it_ended, last_words
-from augserver.forkserver import Born, Forkserver, trace_path
+from augserver.forkserver import Born, Ended, Forkserver, trace_path
 from augserver.pipe import Pipe
 
 #: Seconds before replacing the 1st, 2nd, ... workers in a row that never answered.
@@ -132,6 +132,7 @@ class Supervisor:
         self._last = Death("")
         self._not_before = 0.0
         self._counted = -1.0
+        self._hanging = 0
         self._too_slow = ""
 
     # -- starting -------------------------------------------------------------------------------
@@ -141,6 +142,13 @@ class Supervisor:
         missing = self.wanted - self._killable
         if missing <= 0 or now < self._not_before or self._too_many_hang:
             return
+        try:
+            self._start(missing, now)
+        except OSError as error:  # no memory, or a limit of processes or descriptors
+            self._never_ready += 1
+            self._failed(Death(f"the server cannot start any: {error.strerror}"), now)
+
+    def _start(self, missing: int, now: float) -> None:
         if self.forkserver is None:
             self.forkserver = Forkserver(self._runtime)
         for _ in range(missing):
@@ -158,21 +166,37 @@ class Supervisor:
             )
             self._next += 1
 
-    def hear(self) -> list[WorkerProcess]:
+    def hear(self, now: float) -> list[WorkerProcess]:
         """Take what the forkserver has told; returns the workers that now run."""
         born = []
         for told in self.forkserver.hear() if self.forkserver is not None else ():
             worker = self.workers.get(told.number)
+            if worker is None:
+                continue
             if isinstance(told, Born):
-                if worker is None:
-                    if told.pidfd is not None:
-                        os.close(told.pidfd)
-                    continue
                 worker.pid, worker.pidfd = told.pid, told.pidfd
                 born.append(worker)
-            elif worker is not None:
+            elif isinstance(told, Ended):
                 worker.code = told.code
+            else:
+                worker.pipe.close()
+                del self.workers[worker.number]
+                self._never_ready += self._first(worker)
+                self._failed(Death(f"the last fork failed: {os.strerror(told.errno)}"), now)
         return born
+
+    def _failed(self, death: Death, now: float) -> None:
+        """A start has failed: the next one has to wait."""
+        if death != self._last:
+            _log.warning("no worker can be started: %s", death)
+        self._last = death
+        self._delay(now)
+
+    def _first(self, worker: WorkerProcess) -> bool:
+        """Whether it is the first to fail of those that were started together: they count once."""
+        first = worker.asked > self._counted
+        self._counted = max(self._counted, worker.asked)
+        return first
 
     def is_ready(self, worker: WorkerProcess) -> None:
         """It has come up."""
@@ -188,11 +212,11 @@ class Supervisor:
 
     @property
     def _killable(self) -> int:
-        return sum(not worker.unkillable for worker in self.workers.values())
+        return len(self.workers) - self._hanging
 
     @property
     def _too_many_hang(self) -> bool:
-        return len(self.workers) - self._killable >= MOST_UNKILLABLE * max(1, self.wanted)
+        return self._hanging >= MOST_UNKILLABLE * max(1, self.wanted)
 
     @property
     def despair(self) -> Death | None:
@@ -287,6 +311,7 @@ class Supervisor:
         ]
         for worker in found:
             worker.unkillable = True
+            self._hanging += 1
             _log.error(
                 "worker %d (pid %s) was killed and does not die (state %s): it is replaced, and "
                 "what it was writing to is not touched",
@@ -299,6 +324,7 @@ class Supervisor:
     def bury(self, worker: WorkerProcess, now: float) -> tuple[list[Message], Death]:
         """Take a worker that is gone off the list; returns what it said last, and its end."""
         del self.workers[worker.number]
+        self._hanging -= worker.unkillable
         words: list[Message] = []
         with contextlib.suppress(RemoteProtocolError):
             words = worker.receive()
@@ -317,9 +343,7 @@ class Supervisor:
         own = bool(worker.doomed) or worker.code is not None
         death = Death(cause, last_words(worker.trace), own)
         if own:  # the end of a forkserver is one end, however many it takes along
-            # Those that were started together count once.
-            first = worker.asked > self._counted
-            self._counted = max(self._counted, worker.asked)
+            first = self._first(worker)
             self._unproven = 0 if worker.proven else self._unproven + first
             if not worker.ready:
                 self._never_ready += first

@@ -261,6 +261,17 @@ def test_who_waits_for_workers_that_do_not_come_is_told_once_for_each_list() -> 
     assert [fault.step for _, fault in d.tell_waiting(WHY)] == [7], "who asks again hears again"
 
 
+def test_the_batch_that_is_waited_for_is_told_of_before_what_a_dead_worker_owed() -> None:
+    d = dispatcher(workers=1)
+    want(d, 0, 1, 2)
+    d.assign()
+    want(d, 50, 51)  # it has jumped
+    d.leave(0)
+    assert [fault.step for _, fault in d.tell_waiting(WHY)] == [50]
+    want(d, 0, 1, 50, seen=1)
+    assert [fault.step for _, fault in d.tell_waiting(WHY)] == [0]
+
+
 def test_what_was_refused_for_want_of_workers_is_made_when_they_come_up() -> None:
     d = dispatcher(workers=0)
     want(d, 7, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from itertools import pairwise
@@ -13,7 +14,7 @@ import pytest
 
 from augserver import supervisor as module
 from augserver.death import WHERE_ARE_YOU
-from augserver.forkserver import Born, Ended
+from augserver.forkserver import Born, Ended, Unborn
 from augserver.supervisor import (
     BACK_OFF,
     CODE_SECONDS,
@@ -36,7 +37,7 @@ class FakeForkserver:
         self.trace = folder / "forkserver.trace"
         self.pid = 4000 + len(self.all)
         self.asked: list[int] = []
-        self.told: list[Born | Ended] = []
+        self.told: list[Born | Ended | Unborn] = []
         self.exit: int | None = None
         self.killed = False
         self.all.append(self)
@@ -45,7 +46,7 @@ class FakeForkserver:
         self.asked.append(number)
         return True
 
-    def hear(self) -> list[Born | Ended]:
+    def hear(self) -> list[Born | Ended | Unborn]:
         told, self.told = self.told, []
         return told
 
@@ -88,7 +89,7 @@ def up(crew: Supervisor, now: float) -> list[WorkerProcess]:
     (*_, forkserver) = FakeForkserver.all
     forkserver.bear(*forkserver.asked)
     forkserver.asked.clear()
-    born = crew.hear()
+    born = crew.hear(0.0)
     for worker in born:
         crew.is_ready(worker)
     return born
@@ -97,7 +98,7 @@ def up(crew: Supervisor, now: float) -> list[WorkerProcess]:
 def die(crew: Supervisor, worker: WorkerProcess, code: int, now: float) -> str:
     (*_, forkserver) = FakeForkserver.all
     forkserver.told.append(Ended(worker.number, code))
-    crew.hear()
+    crew.hear(0.0)
     assert crew.gone(now) == [worker]
     return str(crew.bury(worker, now)[1])
 
@@ -107,7 +108,7 @@ def test_no_start_waits_for_the_forkserver(crew: Supervisor) -> None:
     assert FakeForkserver.all[0].asked == [0, 1]
     crew.start(1.0)
     assert FakeForkserver.all[0].asked == [0, 1], "asked once"
-    assert crew.hear() == []
+    assert crew.hear(0.0) == []
     assert crew.gone(1.0) == []
     assert [worker.number for worker in up(crew, 2.0)] == [0, 1]
 
@@ -192,7 +193,7 @@ def test_what_cannot_start_is_tried_at_growing_intervals_and_then_told(crew: Sup
         assert len(forkserver.asked) == 2, "those of one round die together and count once"
         starts.append(now)
         forkserver.bear(*forkserver.asked)
-        for worker in crew.hear():
+        for worker in crew.hear(0.0):
             die(crew, worker, 1, now)
         forkserver.asked.clear()
         assert (crew.despair is not None) is (rounds >= HOPELESS)
@@ -259,3 +260,38 @@ def test_a_forkserver_that_forks_nothing_is_killed_and_told(crew: Supervisor) ->
         crew.lost_forkserver(now + START_SECONDS + 2)
     assert crew.despair is not None
     assert crew.despair.cause == "the forkserver forked no worker within 60 s and was killed"
+
+
+def test_a_fork_that_fails_is_tried_again_at_growing_intervals_and_told(crew: Supervisor) -> None:
+    now = 0.0
+    for rounds in range(1, HOPELESS + 1):
+        crew.start(now)
+        (forkserver,) = FakeForkserver.all
+        forkserver.told += [Unborn(number, errno.EAGAIN) for number in forkserver.asked]
+        forkserver.asked.clear()
+        assert crew.hear(now) == []
+        assert crew.workers == {}
+        now += 0.01
+        crew.start(now)
+        assert forkserver.asked == [], "not at once"
+        assert (crew.despair is None) is (rounds < HOPELESS)
+        now += BACK_OFF[-1]
+    assert crew.despair is not None
+    assert "fork failed: Resource temporarily unavailable" in crew.despair.cause
+    assert len(up(crew, now)) == 2
+    assert crew.despair is None
+
+
+def test_a_server_that_cannot_start_anything_goes_on_and_tries_again(
+    crew: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "connections", full)
+        for round in range(HOPELESS):
+            crew.start(100.0 * round)
+    assert crew.despair is not None
+    assert crew.despair.cause == "the server cannot start any: Too many open files"
+    assert len(up(crew, 1000.0)) == 2

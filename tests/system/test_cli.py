@@ -266,6 +266,7 @@ def test_a_polite_signal_ends_it_with_exit_code_0_and_nothing_left(
     config: Path, address: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     with serving(address, "--config", str(config)) as server:
+        wait_until(lambda: len(workers(server.pid)) == 2, "two workers")
         crew = workers(server.pid)
         with Consumer(stream="numbers", address=address) as consumer:
             batch = consumer.get(0, 0)
@@ -300,6 +301,7 @@ def test_what_a_killed_server_leaves_is_swept_by_the_next(
     config: Path, address: str, tmp_path: Path
 ) -> None:
     with serving(address, "--config", str(config)) as server:
+        wait_until(lambda: len(workers(server.pid)) == 2, "two workers")
         crew = workers(server.pid)
         with Consumer(stream="numbers", address=address) as consumer:
             consumer.get(0, 0)

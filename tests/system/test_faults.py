@@ -329,3 +329,39 @@ def _comes(consumer: Consumer, key: tuple[int, int], timeout: float | None = Non
         return False
     assert data(got) == TRUTH[key[1]]
     return True
+
+
+PIDS = Path("/sys/fs/cgroup/pids")
+
+
+@pytest.fixture
+def crowded() -> Iterator[Path]:
+    """A cgroup in which nobody can fork (version 1 only, for the sake of a single process)."""
+    group = PIDS / f"augserver-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "pids.max").write_text("1")
+    except OSError as error:
+        pytest.skip(f"no cgroup of version 1 for processes to be had: {error.strerror}")
+    try:
+        yield group
+    finally:
+        for pid in (group / "cgroup.procs").read_text().split():
+            (PIDS / "cgroup.procs").write_text(pid)
+        group.rmdir()
+
+
+def test_a_forkserver_that_may_not_fork_goes_on_and_tries_again(
+    patient: Faulty, crowded: Path
+) -> None:
+    before = patient.crew()
+    (crowded / "cgroup.procs").write_text(str(patient.forkserver()))
+    with patient.consumer() as consumer:
+        kill(*before)
+        wait_until(lambda: not any(map(alive, before)), "the workers to die")
+        with pytest.raises(WorkerError, match=r"fork failed: Resource temporarily unavailable"):
+            consumer.get(50, 4)
+        (crowded / "pids.max").write_text("max")
+        wait_until(lambda: _comes(consumer, (60, 5)), "workers to come up again")
+        for pid in (crowded / "cgroup.procs").read_text().split():
+            (PIDS / "cgroup.procs").write_text(pid)
