@@ -267,6 +267,13 @@ class Consumers:
                     return (stream, place), ring.noted(place.slot)
         return None
 
+    def path(self, stream: int, sample: int) -> str:
+        """Of the file of a stream's sample; empty where it has none, or none so numbered."""
+        conversation = self._by_stream.get(stream)
+        if conversation is None or conversation.ringed is None:
+            return ""
+        return conversation.ringed.recipe.path(sample)
+
     # -- how consumers go -----------------------------------------------------------------------
 
     def drop_dead_and_silent(self, now: float) -> None:

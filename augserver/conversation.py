@@ -39,6 +39,7 @@ class Ringed:
     define: Define
     segment: Segment
     ring: Ring
+    recipe: Recipe
     dataset: ArrayDataset
 
 
@@ -149,7 +150,7 @@ def open_stream(
         class_names=dataset.class_names,
     )
     define = Define(stream, spec.to_wire(), seed, dataset.sources, segment.name, slots)
-    return Ringed(opened, define, segment, Ring(segment.map(), layout, slots), dataset)
+    return Ringed(opened, define, segment, Ring(segment.map(), layout, slots), recipe, dataset)
 
 
 def with_seeds(config: Config) -> Config:

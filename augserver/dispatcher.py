@@ -51,11 +51,20 @@ class Loss:
         cause: In words that follow "a worker".
         sample: That it was at, if it could say.
         traceback: Its own, if it left one.
+        path: Of the sample's file, if it has one.
     """
 
     cause: str = "ended"
     sample: int | None = None
     traceback: str = ""
+    path: str = ""
+
+    @property
+    def at(self) -> str:
+        """The sample in words, where it is known."""
+        if self.sample is None:
+            return ""
+        return f", at sample {self.sample}" + (f" ({self.path})" if self.path else "")
 
 
 @dataclass(slots=True)
@@ -233,15 +242,16 @@ class Dispatcher:
         # The same cause three times is one cause; the latest sample and traceback stand for all.
         causes = "; ".join(
             cause if count == 1 else f"{count} times: {cause}"
-            for cause, count in Counter(_in_words(loss) for loss in losses).items()
+            for cause, count in Counter(loss.cause + loss.at for loss in losses).items()
         )
         message = (
             f"epoch {key[0]}, step {key[1]}: {len(losses)} workers died while making this batch; "
             f"it is given up. Of what they died: {causes}"
         )
-        sample = next((x.sample for x in reversed(losses) if x.sample is not None), None)
+        at = next((loss for loss in reversed(losses) if loss.sample is not None), Loss())
         text = next((x.traceback for x in reversed(losses) if x.traceback), "")
-        return [(stream, self._fault(s, key, message, sample=sample, traceback=text))]
+        fault = self._fault(s, key, message, sample=at.sample, traceback=text, path=at.path)
+        return [(stream, fault)]
 
     def tell_waiting(self, loss: Loss) -> list[tuple[int, Fault]]:
         """There are no workers: each wish list is answered once, its most urgent batch refused.
@@ -422,7 +432,3 @@ class Dispatcher:
         s.number += 1
         s.faulted[key] = s.number
         return Fault("WorkerError", message, s.number, *key, sample, traceback, path)
-
-
-def _in_words(loss: Loss) -> str:
-    return loss.cause if loss.sample is None else f"{loss.cause}, at sample {loss.sample}"

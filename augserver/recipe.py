@@ -113,6 +113,10 @@ class Recipe:
         """Samples in a batch of which none is bad."""
         return len(self.sampler.batch(epoch, step))
 
+    def path(self, sample: int) -> str:
+        """Of a sample's file; empty where it has none."""
+        return self._columns.path(sample)
+
     def fill(
         self, epoch: int, step: int, out: Mapping[str, Array], note: Note | None = None
     ) -> Made:

@@ -268,7 +268,10 @@ class Server:
         """What a worker was at when it died, as the slots' headers tell."""
         found = self._consumers.being_written(self._dispatcher.held(worker))
         suspect, sample = found if found is not None else (None, None)
-        return suspect, Loss(death.cause, sample, death.traceback)
+        path = ""
+        if suspect is not None and sample is not None:
+            path = self._consumers.path(suspect[0], sample)
+        return suspect, Loss(death.cause, sample, death.traceback, path)
 
     def _tell_who_waits_in_vain(self) -> None:
         """For workers that do not come up, or for slots that do not come back."""
@@ -287,5 +290,5 @@ def _at(suspect: tuple[int, Place] | None, loss: Loss) -> str:
     if suspect is not None:
         stream, place = suspect
         where = f", making stream {stream}, epoch {place.epoch}, step {place.step}"
-        where += f", at sample {loss.sample}" if loss.sample is not None else ""
+        where += loss.at
     return where + (f"\n{loss.traceback}" if loss.traceback else "")

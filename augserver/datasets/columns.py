@@ -142,5 +142,7 @@ class Columns:
             self.by_name[LABEL] = ArrayColumn(own[LABEL].astype(np.float32))
 
     def path(self, sample: int) -> str:
-        """Of a sample's file; empty where it has none."""
-        return "" if self._files is None else self._files[sample].path
+        """Of a sample's file; empty where it has none, or where there is no such sample."""
+        if self._files is None or not 0 <= sample < len(self._files):
+            return ""
+        return self._files[sample].path

@@ -387,3 +387,29 @@ def test_a_relative_folder_is_the_programs_own_also_after_it_has_gone_elsewhere(
         options: SpecOptions = {"target_size": (8, 8), "pictures": {"class_names": ["cat"]}}
         with Consumer(data="pets", workers=1, **options) as consumer:
             assert consumer.samples == 6
+
+
+# -- death ---------------------------------------------------------------------------------------
+
+
+def test_what_kills_a_worker_over_a_picture_is_told_with_its_file(pets: Path) -> None:
+    def deadly(picture: Any) -> Any:
+        if picture[0, 0, 0] == 6:
+            os._exit(3)
+        return picture
+
+    options: SpecOptions = {
+        "pictures": {"class_names": ["cat"]},
+        "target_size": (8, 8),
+        "batch_size": 2,
+        "shuffle": False,
+        "seed": 0,
+        "function": deadly,
+    }
+    with Consumer(data=pets, workers=1, **options) as consumer:
+        with pytest.raises(WorkerError, match=r"3 workers died while making this") as raised:
+            consumer.get(0, 1)
+        assert raised.value.sample == 3
+        assert raised.value.path == str(pets / "cat" / "06.png")
+        assert f"exited with code 3, at sample 3 ({pets}/cat/06.png)" in str(raised.value)
+        assert np.asarray(consumer.get(0, 2).x)[:, 0, 0, 0].tolist() == [8, 10]
