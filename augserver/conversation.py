@@ -129,7 +129,7 @@ def open_stream(
         ConfigError: The spec does not fit the dataset.
         NoRoom: Not even the fewest slots fit into shared memory.
     """
-    seed = secrets.randbits(32) if spec.seed is None else spec.seed
+    seed = secrets.randbits(31) if spec.seed is None else spec.seed
     spec = spec.with_classes(dataset.class_names)
     recipe = Recipe(spec, seed, attach(dataset.sources))
     layout = recipe.layout
@@ -158,7 +158,7 @@ def with_seeds(config: Config) -> Config:
     streams = {
         name: spec
         if spec.seed is not None
-        else dataclasses.replace(spec, seed=secrets.randbits(32))
+        else dataclasses.replace(spec, seed=secrets.randbits(31))
         for name, spec in config.streams.items()
     }
     return dataclasses.replace(config, streams=streams)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,14 @@ class Draws:
     channel_shift: NDArray[np.float64] | None = None
     brightness: NDArray[np.float64] | None = None
     seeds: NDArray[np.uint32] | None = None
+
+    def of(self, places: NDArray[np.int64]) -> Draws:
+        """The parameters of some of the samples."""
+        columns: dict[str, Any] = {}
+        for name in Draws.__slots__:
+            column = getattr(self, name)
+            columns[name] = None if column is None else column[places]
+        return Draws(**columns)
 
 
 def philox(counter: Sequence[NDArray[np.uint64]], key: int) -> tuple[NDArray[np.uint64], ...]:

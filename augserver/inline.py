@@ -63,7 +63,7 @@ class Inline:
         if function is None and spec.transforms.function is not None:
             function = resolve(spec.transforms.function, {})
         self._draws_global = function is not None
-        seed = secrets.randbits(32) if spec.seed is None else spec.seed
+        seed = secrets.randbits(31) if spec.seed is None else spec.seed
         self._recipe = recipe = Recipe(spec, seed, arrays, function)
         self.opened = Opened(
             stream=0,

@@ -48,16 +48,19 @@ class Rows:
     """Which samples stand in a batch, as more and more of them turn out to be bad.
 
     Attributes:
+        places: Where in the whole batch the rows stand.
         drawn: The samples that the epoch's order names, and whose draws the rows have.
         taken: The samples that are read; another one where a substitute stands for a bad one.
     """
 
     def __init__(self, sampler: Sampler, epoch: int, step: int, policy: str) -> None:
+        self.epoch, self.step = epoch, step
         self._sampler = sampler
         self._policy = policy
         self._bad: dict[int, SampleError] = {}
         self.drawn: Indexes = sampler.batch(epoch, step)
         self._order: Indexes = self.drawn
+        self.places: Indexes = np.arange(len(self.drawn))
         self.taken: Indexes = self.drawn
 
     def without(self, error: SampleError) -> None:
@@ -75,6 +78,11 @@ class Rows:
             taken = [self._substitute(sample, error) for sample in self.drawn.tolist()]
             self.taken = np.array(taken, np.int64)
 
+    @property
+    def whole(self) -> int:
+        """Samples of the batch of which none is left out."""
+        return len(self._order)
+
     def made(self) -> Made:
         """The batch is whole."""
         # A substitute that was no good either is none that the batch was to have.
@@ -86,7 +94,9 @@ class Rows:
         return Made(len(self.taken), tuple(bad))
 
     def _skip(self, error: SampleError) -> None:
-        self.drawn = self.taken = self.drawn[self.drawn != error.sample]
+        good = self.drawn != error.sample
+        self.places, self.drawn = self.places[good], self.drawn[good]
+        self.taken = self.drawn
         if not len(self.drawn):
             raise SampleError(
                 error.sample,

@@ -6,6 +6,7 @@ whatever crash, fills a slot with the same bytes.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from augproto.layout import Layout
 from augproto.spec import Spec
 from augproto.structure import Structure, leaves, places
 from augproto.transforms import Transforms
+from augserver import keras_draws
 from augserver.datasets.columns import ArrayColumn, Column, Columns, PictureFiles
 from augserver.draws import Draws, draw
 from augserver.policy import Made, Rows
@@ -136,14 +138,13 @@ class Recipe:
         read: dict[int, Array] = {}  # of this batch: a new attempt reads no file twice
         while True:
             try:
-                self._write(epoch, rows, out, read, note)
+                self._write(rows, out, read, note)
                 return rows.made()
             except SampleError as error:
                 rows.without(error)
 
     def _write(
         self,
-        epoch: int,
         rows: Rows,
         out: Mapping[str, Array],
         read: dict[int, Array],
@@ -159,30 +160,63 @@ class Recipe:
             if part.transform is None:
                 column.take(rows.taken, target)
                 continue
-            height, width = _height_width(target.shape[1:], self.spec.data_format)
-            if (height, width) not in draws:
-                draws[height, width] = draw(
-                    self.spec.transforms,
-                    seed=self.seed,
-                    epoch=epoch,
-                    indexes=rows.drawn,
-                    height=height,
-                    width=width,
-                )
-            source, indexes = self._source(column, rows.taken, (height, width), read, note)
+            size = _height_width(target.shape[1:], self.spec.data_format)
+            source, indexes = self._source(column, rows.taken, size, read, note)
+            noted = _of_rows(note, indexes, rows.taken)
             try:
-                part.transform.transform_batch(
-                    source,
-                    indexes,
-                    draws[height, width],
-                    target,
-                    _of_rows(note, indexes, rows.taken),
-                )
+                if self._interleaved:
+                    self._in_turn(rows, size, part.transform, source, indexes, target, noted)
+                    continue
+                if size not in draws:
+                    draws[size] = self._draw(rows, size)
+                part.transform.transform_batch(source, indexes, draws[size], target, noted)
             except SampleError as error:
                 if indexes is not rows.taken:
                     error.sample = int(rows.taken[error.sample])
                 error.path = self._columns.path(error.sample)
                 raise
+
+    def _draw(self, rows: Rows, size: tuple[int, int]) -> Draws:
+        """The parameters of a batch's rows, by the stream's scheme."""
+        height, width = size
+        if self.spec.scheme == "keras":
+            state = self.sampler.keras_state(rows.epoch, rows.step)
+            whole = keras_draws.draw(self.spec.transforms, state, rows.whole, height, width)
+            return whole if len(rows.places) == rows.whole else whole.of(rows.places)
+        return draw(
+            self.spec.transforms,
+            seed=self.seed,
+            epoch=rows.epoch,
+            indexes=rows.drawn,
+            height=height,
+            width=width,
+        )
+
+    @property
+    def _interleaved(self) -> bool:
+        """Whether a user's function may draw between one sample's parameters and the next's."""
+        return self.spec.scheme == "keras" and self.spec.transforms.function is not None
+
+    def _in_turn(
+        self,
+        rows: Rows,
+        size: tuple[int, int],
+        transform: TransformBatch,
+        source: Array,
+        indexes: Indexes,
+        target: Array,
+        note: Note | None,
+    ) -> None:
+        """Sample by sample, as Keras: parameters and a function's draws are of one generator."""
+        height, width = size
+        np.random.set_state(self.sampler.keras_state(rows.epoch, rows.step).get_state())
+        random.seed(self.seed + rows.epoch * self.sampler.steps + rows.step)  # Keras leaves it be
+        row_of = {place: row for row, place in enumerate(rows.places.tolist())}
+        for place in range(rows.whole):
+            drawn = keras_draws.draw(self.spec.transforms, np.random, 1, height, width)
+            if place in row_of:
+                row = slice(row_of[place], row_of[place] + 1)
+                transform.transform_batch(source, indexes[row], drawn, target[row], note)
 
     def _source(
         self,

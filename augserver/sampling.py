@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from augproto.errors import ConfigError
 from augproto.spec import Spec
+from augserver.keras_draws import state_before
 
 #: "order" in ASCII, the second key word: orders never share a stream with another use of the seed.
 _ORDER = 0x6F72646572
@@ -32,6 +33,7 @@ class Sampler:
         seed: 64 bits.
         shard: (index, count): every count-th sample of an epoch's order, from index on.
         drop_remainder: Leave out a last batch that is not full.
+        scheme: Whose orders: our own ("counter") or Keras's ("keras", see keras_draws.py).
     """
 
     low: int
@@ -41,6 +43,7 @@ class Sampler:
     seed: int
     shard: tuple[int, int] = (0, 1)
     drop_remainder: bool = False
+    scheme: str = "counter"
     members: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
     _orders: dict[int, NDArray[np.int64]] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -81,6 +84,7 @@ class Sampler:
             seed=seed,
             shard=spec.shard,
             drop_remainder=spec.drop_remainder,
+            scheme=spec.scheme,
             members=members,
         )
 
@@ -126,11 +130,21 @@ class Sampler:
         place = int(np.searchsorted(self.members, sample))
         return int(self.members[(place + distance) % count])
 
+    def keras_state(self, epoch: int, step: int) -> np.random.RandomState:
+        """np.random as Keras has it when it draws the parameters of a batch."""
+        state = state_before(self.seed, epoch * self.steps + step)
+        if step == 0 and self.shuffle:
+            state.permutation(self.high - self.low)  # the epoch's order comes first
+        return state
+
     def _compute(self, epoch: int) -> NDArray[np.int64]:
         order = np.arange(self.low, self.high, dtype=np.int64)
         if self.members is not None:
             order = self.members[self.low : self.high]
-        if self.shuffle:
+        if self.shuffle and self.scheme == "keras":
+            state = state_before(self.seed, epoch * self.steps)
+            order = order[state.permutation(self.high - self.low)]
+        elif self.shuffle:
             order = order[np.argsort(self._keys(epoch), kind="stable")]
         # A copy, so that a shard does not hold the whole epoch in memory.
         index, count = self.shard

@@ -114,16 +114,20 @@ def _sub_folders(path: str) -> Iterator[str]:
 
 
 def _walk(folder: str, *, recursive: bool) -> Iterator[os.DirEntry[str]]:
-    """Picture files below a folder, in the order of names, a folder's own before its folders'."""
-    with os.scandir(folder) as entries:
-        visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
-    for entry in visible:
-        if entry.name.lower().endswith(ENDINGS) and entry.is_file():
-            yield entry
-    for entry in visible:
-        # A link may lead back up, and a walk that follows it never ends.
-        if recursive and entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, recursive=True)
+    """Picture files below a folder: folder by folder in the order of their paths, as Keras has it,
+    and by name in each."""
+    found: dict[str, list[os.DirEntry[str]]] = {}
+    ahead = [folder]
+    while ahead:
+        path = ahead.pop()
+        with os.scandir(path) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+        found[path] = [e for e in visible if e.name.lower().endswith(ENDINGS) and e.is_file()]
+        if recursive:
+            # A link may lead back up, and a walk that follows it never ends.
+            ahead += [entry.path for entry in visible if entry.is_dir(follow_symlinks=False)]
+    for path in sorted(found):
+        yield from sorted(found[path], key=lambda entry: entry.name)
 
 
 def _found(folder: str, base: str, pictures: Pictures, roots: Sequence[str] | None) -> list[File]:

@@ -56,6 +56,7 @@ class SpecOptions(TypedDict, total=False):
     data_format: str
     dtype: str
     pictures: Pictures | Mapping[str, object]
+    scheme: str
     bad_samples: str
     transforms: Transforms | Mapping[str, object]
     function: PictureFunction | str | None

@@ -21,6 +21,7 @@ DATA_FORMATS = ("channels_last", "channels_first")
 DTYPES = ("float32", "float64", "uint8")
 SUBSETS = ("training", "validation")
 POLICIES = ("raise", "skip", "substitute")
+SCHEMES = ("counter", "keras")
 
 #: What the columns of a dataset of files are called: its pictures, and its labels if it has any.
 PICTURE = "picture"
@@ -32,6 +33,8 @@ HANDED = "handed:"
 MAX_SEED = 2**64 - 1
 #: The last epoch: the generator of draws counts them in 32 bits.
 MAX_EPOCH = 2**32 - 2
+#: ... and what np.random.seed takes.
+MAX_KERAS_SEED = 2**32 - 1
 #: A batch of more samples than this is a typing error, not a wish.
 MAX_BATCH = 1 << 20
 
@@ -59,6 +62,10 @@ class Spec:
         interpolation: Of that resize.
         data_format: Of the dataset's pictures and of the batch.
         dtype: Of pictures in the batch. "uint8" is for pictures that pass unchanged or flipped.
+        scheme: How orders and parameters are drawn. "counter": a sample's depend on nothing but
+            (seed, epoch, sample). "keras": the k-th batch is the k-th that Keras's
+            `ImageDataGenerator` gives with this seed, which so must be below 2**32; such a stream
+            has no shards and keeps the last batch.
         bad_samples: What becomes of a sample whose file cannot be read or whose function raises:
             "raise" ends in a WorkerError; "skip" makes the batch shorter; "substitute" takes the
             next sample of the dataset in its place (with its label, and the draws of the sample
@@ -83,6 +90,7 @@ class Spec:
     data_format: str = "channels_last"
     dtype: str = "float32"
     pictures: Pictures | None = None
+    scheme: str = "counter"
     bad_samples: str = "raise"
     transforms: Transforms = dataclasses.field(default_factory=Transforms)
 
@@ -119,6 +127,9 @@ class Spec:
         checks.choice("interpolation", self.interpolation, INTERPOLATIONS)
         checks.choice("data_format", self.data_format, DATA_FORMATS)
         checks.choice("dtype", self.dtype, DTYPES)
+        checks.choice("scheme", self.scheme, SCHEMES)
+        if self.scheme == "keras":
+            self._check_keras()
         checks.choice("bad_samples", self.bad_samples, POLICIES)
         if self.bad_samples == "skip" and self.drop_remainder:
             raise checks.refuse(
@@ -170,6 +181,14 @@ class Spec:
             put(self, "y", y)
         if len(self.data) != 1:
             raise checks.refuse("data", self.data, "one folder or one .csv beside pictures")
+
+    def _check_keras(self) -> None:
+        if self.seed is not None and self.seed > MAX_KERAS_SEED:
+            raise checks.refuse("seed", self.seed, f"at most {MAX_KERAS_SEED} for scheme 'keras'")
+        if self.shard != (0, 1) or self.drop_remainder:
+            raise checks.refuse(
+                "scheme", "keras", "'counter' beside shard or drop_remainder, which Keras has not"
+            )
 
     def _check_shard(self) -> None:
         index, count = checks.pair("shard", self.shard, "(index, count)")

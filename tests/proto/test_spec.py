@@ -63,6 +63,7 @@ BAD: dict[str, list[Any]] = {
     "dtype": ["int8", None, 1, "float16", "<f4"],
     "pictures": [1, "rgb", [], [("label_mode", "sparse")], True],
     "bad_samples": ["ignore", None, 1, True],
+    "scheme": ["philox", None, 1, True],
     "transforms": [None, 1, "rotate", [], [("rotation_range", 1)]],
 }
 
@@ -201,9 +202,12 @@ def some_spec(rng: random.Random) -> Spec:
         "data_format": rng.choice(DATA_FORMATS),
         "dtype": dtype,
         "bad_samples": rng.choice(["raise", "substitute"]),
+        "scheme": "counter",
         "pictures": None,
         "transforms": some_transforms(rng, plain=dtype == "uint8"),
     }
+    if rng.random() < 0.2:
+        every |= {"scheme": "keras", "seed": 7, "shard": (0, 1), "drop_remainder": False}
     assert {"data", "x", *every} == {field.name for field in dataclasses.fields(Spec)}
     if rng.random() < 0.3:
         every |= {"y": None, "images": None, "target_size": (9, 8), "pictures": some_pictures(rng)}
