@@ -10,7 +10,7 @@ Terms: a *key* is (epoch, step). Every stream belongs to one consumer and has on
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -18,6 +18,7 @@ from itertools import chain, islice
 from augproto.errors import SlotError
 from augproto.messages import Announce, Entry, Fault, Place, Release, Run
 from augproto.ring import SlotTable
+from augserver.losses import Loss, summed_up
 
 Key = tuple[int, int]
 
@@ -41,21 +42,6 @@ class Assignment:
     worker: int
     stream: int
     places: tuple[Place, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """How a worker was lost over a batch.
-
-    Attributes:
-        cause: In words that follow "a worker".
-        sample: That it was at, if it could say.
-        traceback: Its own, if it left one.
-    """
-
-    cause: str = "ended"
-    sample: int | None = None
-    traceback: str = ""
 
 
 @dataclass(slots=True)
@@ -225,18 +211,13 @@ class Dispatcher:
             return []
         del s.losses[key]
         s.wanted = deque(k for k in s.wanted if k != key)
-        # The same cause three times is one cause; the latest sample and traceback stand for all.
-        causes = "; ".join(
-            cause if count == 1 else f"{count} times: {cause}"
-            for cause, count in Counter(_in_words(loss) for loss in losses).items()
-        )
+        total = summed_up(losses)
         message = (
             f"epoch {key[0]}, step {key[1]}: {len(losses)} workers died while making this batch; "
-            f"it is given up. Of what they died: {causes}"
+            f"it is given up. Of what they died: {total.cause}"
         )
-        sample = next((x.sample for x in reversed(losses) if x.sample is not None), None)
-        text = next((x.traceback for x in reversed(losses) if x.traceback), "")
-        return [(stream, self._fault(s, key, message, sample=sample, traceback=text))]
+        fault = self._fault(s, key, message, sample=total.sample, traceback=total.traceback)
+        return [(stream, fault)]
 
     def tell_waiting(self, loss: Loss) -> list[tuple[int, Fault]]:
         """There are no workers: each wish list is answered once, its most urgent batch refused.
@@ -407,7 +388,3 @@ class Dispatcher:
         s.number += 1
         s.faulted[key] = s.number
         return Fault("WorkerError", message, s.number, *key, sample, traceback, path)
-
-
-def _in_words(loss: Loss) -> str:
-    return loss.cause if loss.sample is None else f"{loss.cause}, at sample {loss.sample}"

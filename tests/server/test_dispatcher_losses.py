@@ -9,7 +9,8 @@ import pytest
 
 from augproto.messages import Announce, Entry, Fault, Place, Release, Run
 from augproto.ring import SlotState
-from augserver.dispatcher import MAX_ATTEMPTS, Assignment, Dispatcher, Key, Loss
+from augserver.dispatcher import MAX_ATTEMPTS, Assignment, Dispatcher, Key
+from augserver.losses import Loss
 
 
 def dispatcher(*, workers: int = 1, slots: int = 8, streams: int = 1) -> Dispatcher:
