@@ -54,6 +54,7 @@ class _Stream:
     faulted: dict[Key, int] = field(default_factory=dict)
     losses: dict[Key, list[Loss]] = field(default_factory=dict)
     quarantined: int = 0
+    distrusted: bool = False
     urgent: Key | None = None
     told: bool = False
     number: int = 0
@@ -205,6 +206,7 @@ class Dispatcher:
         s, key = self._streams.get(stream), place[:2]
         if s is None:
             return []
+        s.distrusted = True
         losses = s.losses.setdefault(key, [])
         losses.append(loss)
         if len(losses) < MAX_ATTEMPTS:
@@ -275,6 +277,7 @@ class Dispatcher:
         self._finish(worker, stream, {e[:2] for e in entries})
         if not announced:
             return None
+        s.distrusted = False
         self.batches += len(announced)
         each = seconds / len(announced)
         s.batch_seconds = each if s.batch_seconds is None else 0.7 * s.batch_seconds + 0.3 * each
@@ -333,9 +336,12 @@ class Dispatcher:
         A suspect, over which a worker has died, goes alone: what else a worker has at hand must
         not share the blame. And no two are at work at once, for where all workers die together
         (with their forkserver) each of their batches is suspected, and one of them was it.
+
+        A stream over which a worker has died, and of which nothing has come since, occupies one
+        worker at a time where there are others: its function may kill whoever touches it.
         """
         possible = min(len(s.wanted), s.slots.free)
-        if possible == 0:
+        if possible == 0 or (s.distrusted and s.writing and len(self._streams) > 1):
             return []
         if not s.losses:
             return [s.wanted.popleft() for _ in range(min(possible, self._size(s, possible)))]
