@@ -10,7 +10,7 @@ Terms: a *key* is (epoch, step). Every stream belongs to one consumer and has on
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -18,6 +18,7 @@ from itertools import chain, islice
 from augproto.errors import SlotError
 from augproto.messages import Announce, Bad, Entry, Fault, Place, Release, Run
 from augproto.ring import SlotTable
+from augserver.losses import Loss, summed_up
 
 Key = tuple[int, int]
 
@@ -43,30 +44,6 @@ class Assignment:
     places: tuple[Place, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """How a worker was lost over a batch.
-
-    Attributes:
-        cause: In words that follow "a worker".
-        sample: That it was at, if it could say.
-        traceback: Its own, if it left one.
-        path: Of the sample's file, if it has one.
-    """
-
-    cause: str = "ended"
-    sample: int | None = None
-    traceback: str = ""
-    path: str = ""
-
-    @property
-    def at(self) -> str:
-        """The sample in words, where it is known."""
-        if self.sample is None:
-            return ""
-        return f", at sample {self.sample}" + (f" ({self.path})" if self.path else "")
-
-
 @dataclass(slots=True)
 class _Stream:
     slots: SlotTable
@@ -77,6 +54,7 @@ class _Stream:
     faulted: dict[Key, int] = field(default_factory=dict)
     losses: dict[Key, list[Loss]] = field(default_factory=dict)
     quarantined: int = 0
+    distrusted: bool = False
     urgent: Key | None = None
     told: bool = False
     number: int = 0
@@ -233,24 +211,21 @@ class Dispatcher:
         s, key = self._streams.get(stream), place[:2]
         if s is None:
             return []
+        s.distrusted = True
         losses = s.losses.setdefault(key, [])
         losses.append(loss)
         if len(losses) < MAX_ATTEMPTS:
             return []
         del s.losses[key]
         s.wanted = deque(k for k in s.wanted if k != key)
-        # The same cause three times is one cause; the latest sample and traceback stand for all.
-        causes = "; ".join(
-            cause if count == 1 else f"{count} times: {cause}"
-            for cause, count in Counter(loss.cause + loss.at for loss in losses).items()
-        )
+        total = summed_up(losses)
         message = (
             f"epoch {key[0]}, step {key[1]}: {len(losses)} workers died while making this batch; "
-            f"it is given up. Of what they died: {causes}"
+            f"it is given up. Of what they died: {total.cause}"
         )
-        at = next((loss for loss in reversed(losses) if loss.sample is not None), Loss())
-        text = next((x.traceback for x in reversed(losses) if x.traceback), "")
-        fault = self._fault(s, key, message, sample=at.sample, traceback=text, path=at.path)
+        fault = self._fault(
+            s, key, message, sample=total.sample, traceback=total.traceback, path=total.path
+        )
         return [(stream, fault)]
 
     def tell_waiting(self, loss: Loss) -> list[tuple[int, Fault]]:
@@ -318,6 +293,7 @@ class Dispatcher:
         self._finish(worker, stream, {e[:2] for e in entries})
         if not announced:
             return None
+        s.distrusted = False
         self.batches += len(announced)
         each = seconds / len(announced)
         s.batch_seconds = each if s.batch_seconds is None else 0.7 * s.batch_seconds + 0.3 * each
@@ -377,9 +353,12 @@ class Dispatcher:
         A suspect, over which a worker has died, goes alone: what else a worker has at hand must
         not share the blame. And no two are at work at once, for where all workers die together
         (with their forkserver) each of their batches is suspected, and one of them was it.
+
+        A stream over which a worker has died, and of which nothing has come since, occupies one
+        worker at a time where there are others: its function may kill whoever touches it.
         """
         possible = min(len(s.wanted), s.slots.free)
-        if possible == 0:
+        if possible == 0 or (s.distrusted and s.writing and len(self._streams) > 1):
             return []
         if not s.losses:
             return [s.wanted.popleft() for _ in range(min(possible, self._size(s, possible)))]

@@ -37,8 +37,9 @@ from augserver.consumers import Consumers
 from augserver.conversation import with_seeds
 from augserver.crew import Crew
 from augserver.death import Death
-from augserver.dispatcher import Dispatcher, Loss
+from augserver.dispatcher import Dispatcher
 from augserver.lifeline import Lifeline
+from augserver.losses import Loss
 
 #: How often (seconds) the dead, the silent and the stuck are looked for.
 TICK = 0.25

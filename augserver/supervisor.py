@@ -27,7 +27,7 @@ from augserver.death import WHERE_ARE_YOU, Death, MemoryWitness, how_it_ended, l
 from augserver.forkserver import Born, Ended, Forkserver, trace_path
 from augserver.pipe import Pipe
 
-#: Seconds before replacing the 1st, 2nd, ... workers in a row that never answered.
+#: Seconds before replacing the 1st, 2nd, ... workers in a row that never came up.
 BACK_OFF = (0.0, 0.1, 0.5, 2.0, 10.0)
 #: So many deaths at the start in a row, and those who wait for batches are told.
 HOPELESS = 3
@@ -352,7 +352,8 @@ class Supervisor:
         return words, death
 
     def _delay(self, now: float) -> None:
-        failed = max(self._unproven, self._never_ready)
+        # What dies over its work is the dispatcher's to judge, and others wait for workers, too.
+        failed = max(min(self._unproven, 2), self._never_ready)
         self._not_before = now + BACK_OFF[min(failed, len(BACK_OFF) - 1)]
 
     def stop(self, grace: float = 1.0) -> None:

@@ -27,7 +27,7 @@ CONSTANTS = {
     for module in (messages, layout, spec, transforms, pictures)
     for name, value in vars(module).items()
     if type(value) is int and re.match(r"MAX_|.*_ALIGNMENT$|.*_HEADER_BYTES$", name)
-} - {"spec.MAX_SEED"}  # the largest whole number there is on the wire
+} - {"spec.MAX_SEED", "spec.MAX_KERAS_SEED"}  # numbers that a spec may hold, no sizes
 
 ROWS = (
     messages.Run, messages.Place, messages.Entry, messages.Release,

@@ -9,7 +9,8 @@ import pytest
 
 from augproto.messages import Announce, Entry, Fault, Place, Release, Run
 from augproto.ring import SlotState
-from augserver.dispatcher import MAX_ATTEMPTS, Assignment, Dispatcher, Key, Loss
+from augserver.dispatcher import MAX_ATTEMPTS, Assignment, Dispatcher, Key
+from augserver.losses import Loss
 
 
 def dispatcher(*, workers: int = 1, slots: int = 8, streams: int = 1) -> Dispatcher:
@@ -143,6 +144,25 @@ def test_where_all_workers_die_together_only_the_deadly_batch_is_given_up(seed: 
                 missing.discard(fault.step)
         assert number < 300
     assert given_up == [deadly]
+
+
+def test_a_stream_that_kills_whoever_touches_it_leaves_workers_to_the_others() -> None:
+    d = dispatcher(workers=2, slots=40, streams=2)
+    want(d, *range(40), stream=1)
+    good, number, faults = 0, 10, 0
+    for _ in range(200):
+        want(d, *range(good, good + 4), stream=2, seen=10**6)
+        for assignment in d.assign():
+            if assignment.stream == 1:
+                faults += len(d.leave(assignment.worker, (1, assignment.places[0])))
+                d.join(number := number + 1)
+            elif assignment in d._workers.get(assignment.worker, ()):
+                announce = finish(d, assignment)
+                assert announce is not None
+                d.release(2, [Release(e.slot, e.sequence) for e in announce.entries])
+                good += len(announce.entries)
+    assert faults == 40, "each was tried, and given up"
+    assert good > 40
 
 
 def test_a_suspect_that_was_wished_first_has_a_slot_kept() -> None:

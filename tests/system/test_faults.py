@@ -206,6 +206,27 @@ def test_a_worker_that_cannot_be_killed_keeps_its_slots_and_is_replaced(
         assert [data(batch) for batch in kept] == TRUTH[:2]
 
 
+def test_a_worker_that_outlives_its_forkserver_keeps_its_slots(
+    patient: Faulty, freezer: Path
+) -> None:
+    patient.crew()
+    with patient.held(), patient.consumer() as consumer:
+        consumer.get(0, 0)
+        frozen = patient.at_the_gate()
+        ring = ring_of(consumer)
+        (freezer / "cgroup.procs").write_text(str(frozen))
+        (freezer / "freezer.state").write_text("FROZEN")
+        patient.flag("hold", up=False)
+        kill(patient.forkserver())
+        epochs(consumer, 0, 1)
+        (mine,) = being_written(ring, 1)
+        assert alive(frozen), "its forkserver's end has told the server nothing of it"
+        (freezer / "freezer.state").write_text("THAWED")
+        wait_until(lambda: not alive(frozen), "the thawed worker to die")
+        assert being_written(ring, 1) == [mine]
+        epochs(consumer, 2, 3)
+
+
 # -- memory ----------------------------------------------------------------------------------------
 
 

@@ -201,7 +201,7 @@ def test_what_kills_a_worker_when_it_is_unpickled_does_not_harm_other_streams() 
     bomb = Bomb()
     with (
         consumer(lambda picture: picture) as good,
-        consumer(lambda picture: (picture, bomb)[0]) as bad,
+        consumer(lambda picture: (picture, bomb)[0], slots=4) as bad,
     ):
         with pytest.raises(WorkerError, match=r"3 workers died .* exited with code 5"):
             bad.get(0, 0)
