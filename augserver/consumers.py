@@ -322,3 +322,4 @@ class Consumers:
                 self._say(conversation, Bye(reason))
             self.drop(conversation)
         self.datasets.close()
+        self._memory.close()

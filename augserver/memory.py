@@ -67,7 +67,16 @@ class Memory:
         self._named = 0
         self._segments: list[Segment] = []
         self._pending = 0
+        self._closed = False
         self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Unlink everything, also what a load that nobody waits for any more still makes."""
+        with self._lock:
+            self._closed = True
+            segments, self._segments = self._segments, []
+        for segment in segments:
+            segment.close()
 
     def segment(self, size: int) -> Segment:
         """A segment for arrays.
@@ -159,8 +168,12 @@ class Memory:
             finally:
                 with self._lock:
                     self._pending -= size
-                    if segment is not None:
+                    closed = self._closed
+                    if segment is not None and not closed:
                         self._segments.append(segment)
+            if closed:
+                segment.close()
+                raise NoRoom(errno.ENOSPC, f"{what}: the server has ended")
             return segment
         with self._lock:
             limits = [_shm(), *self._limits()]

@@ -229,3 +229,21 @@ def test_this_machine_has_room_for_a_small_one() -> None:
     store = Memory(most=NO_BOUND, workers=1, private=True, limits=memory_limits)
     with store.segment(MIB) as segment:
         assert segment.map().nbytes == MIB
+
+
+def test_its_end_unlinks_everything_also_what_is_made_at_that_moment(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = machine.memory()
+    before = store.segment(4096)
+
+    def create(name: str, size: int, *, nameless: bool = False) -> Segment:
+        store.close()  # the server ends while a load makes room
+        return machine.create(name, size, nameless=nameless)
+
+    monkeypatch.setattr(memory, "Segment", create)
+    with pytest.raises(NoRoom, match="the server has ended"):
+        store.segment(4096)
+    assert before.closed
+    assert len(machine.made) == 2
+    assert all(segment.closed for segment in machine.made)
