@@ -8,12 +8,13 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # TORCH=1 adds PyTorch to the tests (the pinned CPU build); without it its tests skip.
 TORCH  ?=
 
-.PHONY: help demo test check lint types contracts quick bench clean
+.PHONY: help demo test check lint types contracts quick fuzz bench clean
 
 help:
 	@echo "make demo    train a small Keras model on augmented batches (about two minutes)"
 	@echo "make test    all tests; TORCH=1 with PyTorch as well"
 	@echo "make check   lint, types, import contracts, quick tests"
+	@echo "make fuzz    hostile peers on every socket, FRAMES=100000 on each (a quarter of an hour)"
 	@echo "make bench   the measurements of tests/bench (minutes; needs a quiet machine)"
 
 $(BIN)/python:
@@ -59,9 +60,15 @@ contracts: $(VENV)/.check
 quick: $(VENV)/.check
 	$(BIN)/pytest -m 'not slow' tests/proto tests/client tests/server
 
+# FRAMES on each socket; seeds are printed, and `fuzz_rounds.py FRAMES SEED` repeats them.
+FRAMES ?= 100000
+fuzz: $(VENV)/.test
+	$(BIN)/python tests/system/fuzz_rounds.py $(FRAMES)
+
 bench: $(VENV)/.test
 	$(BIN)/python tests/bench/throughput.py
 	$(BIN)/python tests/bench/control_plane.py
+	$(BIN)/python tests/bench/memory_flat.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
