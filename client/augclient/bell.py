@@ -6,6 +6,7 @@ raised in the middle of it leaves the lock taken, or given back twice. SimpleQue
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -20,7 +21,7 @@ class Bell:
     def __init__(self) -> None:
         self._rung: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._awaited = False
-        self.interrupts = 0  #: how often Ctrl-C has ended waits
+        self.cut = -math.inf  #: waits that began until then were ended by Ctrl-C
 
     def expect(self) -> None:
         """Somebody will wait; under the lock, so that no ring is missed from here on."""
@@ -41,14 +42,12 @@ class Bell:
             return False
         return True
 
-    def raise_interrupt(self, before: int, what: str) -> None:
+    def raise_interrupt(self, began: float, what: str) -> None:
         """End a wait outside the main thread that Ctrl-C was pressed in.
 
         Args:
-            before: `interrupts` when it began.
+            began: When it began.
             what: Was done meanwhile.
         """
-        if before != self.interrupts and (
-            threading.current_thread() is not threading.main_thread()
-        ):
+        if began <= self.cut and threading.current_thread() is not threading.main_thread():
             raise KeyboardInterrupt(f"Ctrl-C was pressed while {what}")

@@ -121,8 +121,8 @@ class Link:
             raise
 
     def _await_opening(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        interrupts = self._bell.interrupts
+        began = time.monotonic()
+        deadline = began + timeout
         while True:
             with self._lock:
                 if self._error is not None:
@@ -136,7 +136,7 @@ class Link:
                     "it running (`augserver serve`), and is this the address that it prints?"
                 )
             self._bell.wait(deadline)
-            self._bell.raise_interrupt(interrupts, "a stream was opened")
+            self._bell.raise_interrupt(began, "a stream was opened")
 
     @property
     def opened(self) -> Opened:
@@ -170,8 +170,8 @@ class Link:
                 f"this consumer belongs to process {self._owner}; process {os.getpid()} is a fork "
                 "of it and must open its own"
             )
-        deadline = time.monotonic() + timeout
-        interrupts = self._bell.interrupts
+        began = time.monotonic()
+        deadline = began + timeout
         # One wish at a time: several threads (TensorFlow's) may come, and demand follows one.
         try:
             if not self._turn.acquire(timeout=timeout):
@@ -183,9 +183,7 @@ class Link:
                 arrays = self._take_or_ask(key)
                 if arrays is not None:
                     return arrays
-                self._bell.raise_interrupt(
-                    interrupts, f"epoch {key[0]}, step {key[1]} was waited for"
-                )
+                self._bell.raise_interrupt(began, f"epoch {key[0]}, step {key[1]} was waited for")
                 self._wait(key, deadline, timeout)
         finally:
             # Whether it was acquired, only the lock itself knows for sure.
@@ -241,10 +239,10 @@ class Link:
         finally:
             self._attachment.returns.hurry = False
 
-    def interrupt(self) -> None:
-        """End the waits in threads other than the main one: Ctrl-C was pressed."""
+    def interrupt(self, until: float) -> None:
+        """End the waits that began until then, in threads other than the main one."""
         with self._lock:
-            self._bell.interrupts += 1
+            self._bell.cut = max(self._bell.cut, until)
             self._bell.ring()
 
     def _make_room(self) -> None:

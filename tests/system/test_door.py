@@ -258,7 +258,9 @@ def test_numbers_beyond_all_bounds_in_a_want_harm_nobody(visitor: Visitor) -> No
             assert (answer.kind, answer.number) == ("RemoteProtocolError", 0)
         foreign = tuple(Release(slot, seq) for slot in (0, 3, 4, most) for seq in (0, 1, most))
         visitor.say(Want((Run(0, most, most), Run(0, 10_000, 5)), most, foreign))
-        visitor.say(Want((Run(0, 0, most),) * MAX_LIST, 0, (Release(most, most),) * MAX_LIST))
+        answer = visitor.asks(Want((), 0, (Release(most, most),) * MAX_LIST))
+        assert (answer.kind, answer.number) == ("RemoteProtocolError", 0)
+        visitor.say(Want((Run(0, 0, most),) * MAX_LIST, 0, (Release(most, most),) * 4096))
         visitor.say(Want(tuple(Run(e, 0, most) for e in range(MAX_LIST)), 0, ()))
         assert isinstance(visitor.asks(Want((Run(MAX_EPOCH, 0, 1),), 0, ())), Announce)
     finally:

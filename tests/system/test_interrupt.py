@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -130,14 +131,16 @@ class _Waits:
     """Something that others wait in."""
 
     def __init__(self) -> None:
+        self.began = time.monotonic()
         self.interrupted = threading.Event()
 
-    def interrupt(self) -> None:
-        self.interrupted.set()
+    def interrupt(self, until: float) -> None:
+        if self.began <= until:
+            self.interrupted.set()
 
 
 def test_only_pythons_own_handler_of_ctrl_c_ends_a_wait() -> None:
-    ours, another = _Waits(), _Waits()
+    ours = _Waits()
     handler = signal.signal(signal.SIGINT, lambda number, frame: None)
     interrupt.attend(ours)
     try:
@@ -145,15 +148,30 @@ def test_only_pythons_own_handler_of_ctrl_c_ends_a_wait() -> None:
         # Whoever has a handler of his own has his own idea of what Ctrl-C is.
         assert not ours.interrupted.wait(3 * interrupt.GRACE)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        interrupt.attend(another)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-        assert another.interrupted.wait(10.0)
-        assert ours.interrupted.wait(10.0)
+        assert ours.interrupted.wait(10.0), "this waits, as TensorFlow does for its threads"
     finally:
         signal.signal(signal.SIGINT, handler)
         interrupt.leave(ours)
-        interrupt.leave(another)
+
+
+def test_what_begins_after_ctrl_c_was_heard_is_left_alone() -> None:
+    before = _Waits()
+    interrupt.attend(before)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        end = time.monotonic() + 2 * interrupt.GRACE
+        while time.monotonic() < end:
+            pass  # the main thread goes on: it has heard
+        after = _Waits()
+        interrupt.attend(after)
+        assert before.interrupted.wait(10.0), "the main thread stands still again"
+        assert not after.interrupted.wait(2 * interrupt.GRACE)
+    finally:
+        interrupt.leave(before)
+        interrupt.leave(after)
 
 
 FORKED = """
@@ -163,7 +181,7 @@ from augclient import Consumer, interrupt
 warnings.simplefilter("ignore")  # a fork beside threads
 class Waits:
     interrupted = threading.Event()
-    def interrupt(self):
+    def interrupt(self, until):
         self.interrupted.set()
 waits = Waits()
 interrupt.attend(waits)
