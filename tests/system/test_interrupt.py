@@ -246,12 +246,12 @@ def several(what, most, times):
             signal.setitimer(signal.ITIMER_REAL, 0)
             ended.add(what.__name__)
 
-several(starts, 2.0, 3)
+several(starts, 1.5, 2)
 local.shut_down()
 with Consumer(small, batch_size=4, shuffle=False, workers=1) as consumer:
-    several(connects, 0.3, 5)
-    several(hands_over, 0.1, 20)
-    several(closes, 0.05, 20)
+    several(connects, 0.3, 3)
+    several(hands_over, 0.1, 12)
+    several(closes, 0.05, 12)
     for step in range(100):
         assert consumer.get(0, step).x[0, 0] == 4 * step
     _, status = health.ask(local._server.address, 30)

@@ -101,6 +101,7 @@ def test_a_private_server_that_is_stopped_is_lost_and_does_not_stop_the_next(
     with Consumer(X, batch_size=4, workers=1) as consumer:
         assert local._server is not server
         assert consumer.get(0, 0).step == 0
+    monkeypatch.setattr(local, "GRACE", 0.5)
     local.shut_down()
     wait_until(lambda: not alive(server.pid), "the stopped server to be killed")
 
