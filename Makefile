@@ -8,13 +8,14 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # TORCH=1 adds PyTorch to the tests (the pinned CPU build); without it its tests skip.
 TORCH  ?=
 
-.PHONY: help demo test check lint types contracts quick bench residue clean
+.PHONY: help demo test check lint types contracts quick fuzz residue bench clean
 
 help:
 	@echo "make demo    train a small Keras model on augmented batches (about two minutes)"
 	@echo "make test    all tests; TORCH=1 with PyTorch as well"
 	@echo "make check   lint, types, import contracts, quick tests"
 	@echo "make residue 200 rounds of kill -9 against everything, and a look at what is left"
+	@echo "make fuzz    hostile peers on every socket, FRAMES=100000 on each (a quarter of an hour)"
 	@echo "make bench   the measurements of tests/bench (minutes; needs a quiet machine)"
 
 $(BIN)/python:
@@ -60,10 +61,16 @@ contracts: $(VENV)/.check
 quick: $(VENV)/.check
 	$(BIN)/pytest -m 'not slow' tests/proto tests/client tests/server
 
+# FRAMES on each socket; seeds are printed, and `fuzz_rounds.py FRAMES SEED` repeats them.
+FRAMES ?= 100000
+fuzz: $(VENV)/.test
+	$(BIN)/python tests/system/fuzz_rounds.py $(FRAMES)
+
 bench: $(VENV)/.test
 	$(BIN)/python tests/bench/throughput.py
 	$(BIN)/python tests/bench/photographs.py
 	$(BIN)/python tests/bench/control_plane.py
+	$(BIN)/python tests/bench/memory_flat.py
 
 residue: $(VENV)/.check
 	$(BIN)/python tests/support/residue_rounds.py 200

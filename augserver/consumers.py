@@ -42,6 +42,7 @@ from augproto.messages import (
     decode,
     encode,
 )
+from augproto.ring import MAX_SLOTS
 from augproto.session import Role, Session, State
 from augproto.spec import MAX_EPOCH, Spec
 from augserver.config import Config
@@ -199,6 +200,11 @@ class Consumers:
         if beyond:
             raise RemoteProtocolError(
                 f"Want.runs: got epoch {beyond[0]}; wanted at most {MAX_EPOCH}, the last one"
+            )
+        if len(message.released) > MAX_SLOTS:
+            raise RemoteProtocolError(
+                f"Want.released: got {len(message.released)}; wanted at most {MAX_SLOTS}, which is "
+                "as many as a ring has slots"
             )
         stream = conversation.ringed.opened.stream
         for stale in self._dispatcher.release(stream, message.released):

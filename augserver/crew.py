@@ -131,7 +131,9 @@ class Crew:
     def tell_all(self, message: Define | Forget | Function) -> None:
         """Tell every worker; those that start later get definitions when they are ready."""
         if isinstance(message, Function):
-            self._functions.append(message)
+            # Said again (after Ctrl-C, say), it takes the place of the one before.
+            others = [function for function in self._functions if function.name != message.name]
+            self._functions = [*others, message]
         if self._inline is not None:
             self._inline.tell(message)
         for worker in self._pipes.values():

@@ -226,7 +226,7 @@ def _introduce(consumer: Consumer, dataset: Dataset) -> None:
 
     address = private_server(None).address
     pid, status = health.ask(address, 10.0)
-    workers = [worker for child in _children(pid) for worker in _children(child)]
+    workers = _workers(pid, status.workers_wanted)
     numbers = ", ".join(map(str, workers)) or "?"
     pixels = dataset.x_train[0].size
     ring = consumer.slots * consumer.batch_size * (4 * pixels + 8) / 2**20  # float32 and a label
@@ -237,6 +237,16 @@ def _introduce(consumer: Consumer, dataset: Dataset) -> None:
         "\nand the model trains on them where they lie.",
         flush=True,
     )
+
+
+def _workers(server: int, wanted: int) -> list[int]:
+    """The worker processes, which are the forkserver's; they come up while we talk."""
+    deadline = time.monotonic() + 10.0
+    while True:
+        workers = [worker for child in _children(server) for worker in _children(child)]
+        if len(workers) >= wanted or time.monotonic() > deadline:
+            return workers
+        time.sleep(0.02)
 
 
 def _children(parent: int) -> list[int]:

@@ -284,6 +284,7 @@ class Dispatcher:
         for entry in entries:
             key = entry[:2]
             owner, place = s.writing.get(key, (None, None))
+            # A worker in which a user's function runs may say anything, in the place of its own.
             if owner != worker or place != entry[:4]:
                 continue
             del s.writing[key]
@@ -295,7 +296,7 @@ class Dispatcher:
             return None
         s.distrusted = False
         self.batches += len(announced)
-        each = seconds / len(announced)
+        each = seconds / len(announced) if 0 <= seconds < 1e6 else 0.0  # nor is it sure to be one
         s.batch_seconds = each if s.batch_seconds is None else 0.7 * s.batch_seconds + 0.3 * each
         s.number += 1
         for entry in announced:
@@ -311,7 +312,7 @@ class Dispatcher:
         """A worker cannot make a batch, and lives; returns what the consumer is to be told."""
         self._finish(worker, stream, {place[:2]})
         s = self._streams.get(stream)
-        if s is None or s.writing.get(place[:2], (None,))[0] != worker:
+        if s is None or s.writing.get(place[:2]) != (worker, place):
             return None
         del s.writing[place[:2]]
         s.slots.abort(place.slot, place.sequence)

@@ -20,11 +20,12 @@ import numpy.typing as npt
 
 from augclient.demand import Key
 from augclient.lease import Returns, prepare
-from augproto.errors import SlotError
+from augproto.errors import RemoteProtocolError, ServerLost, SlotError
 from augproto.layout import Layout, aligned_empty
 from augproto.messages import Entry, Opened, Release
-from augproto.ring import Header, Ring
+from augproto.ring import MAX_SLOTS, MIN_SLOTS, Header, Ring
 from augproto.segment import Holder, attach
+from augproto.structure import leaves, names_from_wire
 
 #: A full garbage collection takes longer than the copy it saves: it gets this share of the time.
 COLLECTION_SHARE = 0.05
@@ -44,6 +45,7 @@ class Attachment:
 
     def __init__(self, opened: Opened, folder: Path, *, writable: bool) -> None:
         self.opened = opened
+        _check(opened)
         arrays = [(a.name, a.dtype, a.shape) for a in opened.arrays]
         layout = Layout.of(opened.batch_size, arrays)
         memory = attach(opened.segment, folder, writable=writable)
@@ -53,6 +55,14 @@ class Attachment:
         self.eager = max(1, opened.slots // 4)
         self.returns = Returns()
         self.copies = 0
+
+    def check_follower(self, opened: Opened, address: str) -> None:
+        """A stream is a pure function, so it goes on where it was, if it is the same stream."""
+        if self.opened.fingerprint != opened.fingerprint:
+            raise ServerLost(
+                f"the server at {address} came back with another dataset "
+                f"({opened.fingerprint:.16} instead of {self.opened.fingerprint:.16})"
+            )
 
     @property
     def dry(self) -> bool:
@@ -131,3 +141,20 @@ class Attachment:
     def close(self) -> None:
         """Give up the proof of life; arrays that are still alive stay readable."""
         self._holder.close()
+
+
+def _check(opened: Opened) -> None:
+    """Refuse what no server of ours says, before anything is made of it."""
+    if not MIN_SLOTS <= opened.slots <= MAX_SLOTS or opened.steps < 1:
+        raise RemoteProtocolError(
+            f"Opened: got {opened.slots} slots and {opened.steps} steps; wanted {MIN_SLOTS} to "
+            f"{MAX_SLOTS} slots and at least one step"
+        )
+    known = {array.name for array in opened.arrays}
+    roles = {role: names_from_wire(names, role) for role, names in opened.structure.items()}
+    for role, names in roles.items():
+        for name in leaves(names):
+            if name not in known:
+                raise RemoteProtocolError(f"Opened.structure: {role} names no array: {name!r:.80}")
+    if "x" not in roles:
+        raise RemoteProtocolError("Opened.structure: x is missing")

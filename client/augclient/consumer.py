@@ -20,7 +20,7 @@ from augclient.link import Link
 from augclient.local import PrivateServer, private_server
 from augclient.report import Report
 from augclient.request import Paths, Request, SpecOptions, request
-from augproto.errors import ConfigError
+from augproto.errors import ConfigError, ServerLost
 from augproto.fingerprint import fingerprint
 from augproto.messages import Bad, Open, Opened
 from augproto.ring import MAX_SLOTS, MIN_SLOTS
@@ -300,6 +300,17 @@ def _private(
         )
     wanted = _absolute(wanted)
     server = private_server(workers)
+    try:
+        return _open_private(server, wanted, slots, writable)
+    except ServerLost:
+        # It was about to end, or stands still: its other consumers learn that by themselves.
+        server.disown()
+        return _open_private(private_server(workers), wanted, slots, writable)
+
+
+def _open_private(
+    server: PrivateServer, wanted: Request, slots: int | None, writable: bool
+) -> tuple[Link, Any]:
     give_up = _hand_over(server, wanted)
     try:
         link = Link(server.address, _wish(wanted, slots), writable=writable, lives=server.alive)

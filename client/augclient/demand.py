@@ -82,11 +82,12 @@ class Demand:
         return twice
 
     def failed(self, fault: Fault) -> None:
-        """The server cannot make this one."""
+        """The server cannot make this one; what was not asked for is not kept."""
         key = (fault.epoch, fault.step)
         self.seen = fault.number
-        self.faults[key] = fault
-        self._outstanding.discard(key)
+        if key in self._outstanding:
+            self.faults[key] = fault
+            self._outstanding.discard(key)
 
     def excess(self, leased: int, *, waiting: bool) -> list[Release]:
         """Batches that are ready but should go: not wanted any more, or in the way.

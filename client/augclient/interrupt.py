@@ -5,9 +5,13 @@ TensorFlow that thread sits in C++ until a batch comes, and the batch is fetched
 if the server stands still, Ctrl-C would be heard when the fetch gives up, not before.
 
 What Python does at once, whatever its threads are doing, is to write a byte into the *wake-up
-descriptor* (`signal.set_wakeup_fd`). A thread of ours reads there. If after Ctrl-C a fetch still
-waits in a thread that is not the main one, it ends with a KeyboardInterrupt of its own; TensorFlow
+descriptor* (`signal.set_wakeup_fd`). A thread of ours reads there. If the main thread then stands
+still, and a fetch waits in another, the fetch ends with a KeyboardInterrupt of its own; TensorFlow
 returns from C++ with that for an error, and Python raises the real one.
+
+A main thread that goes on has heard of Ctrl-C and may do with it what it likes, even begin the next
+fit. So what it begins after that is left alone; what waited before is ended only if the main thread
+stands still again (TensorFlow waits for its threads when an iterator goes).
 
 There is one such descriptor in a process, and asyncio has uses for it: what was there before gets
 every byte passed on, and is put back when the last link has closed.
@@ -19,19 +23,48 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from typing import Protocol
 
-#: Seconds that a program's own way with Ctrl-C gets. A fetch that waits longer than this is ended.
+#: Seconds without a step of the main thread after which it stands still.
 GRACE = 0.3
+#: Seconds after Ctrl-C for which it is looked at.
+ATTENTION = 10.0
 
 
 class Waiting(Protocol):
     """Something that others may wait in."""
 
-    def interrupt(self) -> None:
-        """End every wait outside the main thread."""
+    def interrupt(self, until: float) -> None:
+        """End every wait outside the main thread that began until then."""
+
+
+class _Press:
+    """One Ctrl-C, and what the main thread does about it."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic()
+        self._where = _main_thread()
+        self._heard = False
+        self.due = self._at + GRACE  #: when to look
+
+    def look(self) -> bool:
+        """Whether to look again."""
+        now, where = time.monotonic(), _main_thread()
+        if where != self._where:
+            self._heard, self._where = True, where
+        else:
+            _interrupt_all(self._at if self._heard else now)
+        self.due = now + GRACE
+        return now - self._at < ATTENTION
+
+
+def _main_thread() -> tuple[int, int]:
+    """Where the main thread is: its frame, and the instruction."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    return (id(frame), frame.f_lasti) if frame is not None else (0, 0)
 
 
 class _Watch:
@@ -59,19 +92,18 @@ class _Watch:
                 signal.set_wakeup_fd(now, warn_on_full_buffer=False)
 
     def _read(self) -> None:
-        due: float | None = None
+        press: _Press | None = None
         signals = select.poll()
         signals.register(self._reader, select.POLLIN)
         while True:
-            wait = None if due is None else max(0.0, due - time.monotonic()) * 1000
+            wait = None if press is None else max(0.0, press.due - time.monotonic()) * 1000
             if signals.poll(wait):
                 numbers = os.read(self._reader, 4096)
                 self._pass_on(numbers)
-                if signal.SIGINT in numbers and due is None:
-                    due = time.monotonic() + GRACE
-            if due is not None and time.monotonic() >= due:
-                due = None
-                _interrupt_all()
+                if signal.SIGINT in numbers:
+                    press = _Press()
+            if press is not None and time.monotonic() >= press.due and not press.look():
+                press = None
 
     def _pass_on(self, numbers: bytes) -> None:
         if self._before != -1:
@@ -89,11 +121,11 @@ _watch: _Watch | None = None
 _attended: set[Waiting] = set()
 
 
-def _interrupt_all() -> None:
+def _interrupt_all(until: float) -> None:
     # A handler of the program's own may mean that nothing is to end.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         for waiting in list(_attended):
-            waiting.interrupt()
+            waiting.interrupt(until)
 
 
 def attend(waiting: Waiting) -> None:

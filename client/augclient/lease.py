@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import weakref
 from collections import deque
 from typing import Any
@@ -46,6 +47,12 @@ class Wake:
             os.write(self._writer, b"\0")
         except OSError:
             return  # full: whoever reads will wake anyway
+
+    def wait(self, seconds: float) -> None:
+        """Until it is rung, but not for longer."""
+        poller = select.poll()
+        poller.register(self.reader, select.POLLIN)
+        poller.poll(seconds * 1000)
 
     def clear(self) -> None:
         """Take all bytes out; then look at everything that a ringer may have changed."""

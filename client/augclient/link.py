@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import dataclasses
 import os
-import queue
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ import zmq
 
 from augclient import interrupt
 from augclient.attachment import Attachment
+from augclient.bell import Bell
 from augclient.demand import Demand, Key
 from augclient.lease import Wake
 from augproto.errors import (
@@ -61,6 +61,10 @@ SILENCE = 10.0
 CONNECT_TIMEOUT = 30.0
 #: Releases and wishes that nobody waits for are sent after this (seconds) at the latest.
 LAZY = 0.02
+#: A conversation that ends sooner than this (seconds) is not begun again at once.
+BRIEF = 0.1
+#: Messages taken in one turn: a server that never stops talking must not keep the lock.
+MESSAGES_PER_TURN = 256
 #: Seconds for which a consumer that has taken a batch counts as one that takes batches.
 ACTIVE = 1.0
 
@@ -99,9 +103,7 @@ class Link:
         # Reentrant: a signal's handler may close what the thread it runs in is fetching from.
         self._lock = threading.RLock()
         self._turn = threading.RLock()
-        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._awaited = False
-        self._interrupts = 0
+        self._bell = Bell()
         self._taken_at = -ACTIVE
         self._attachment: Attachment | None = None
         self._demand: Demand | None = None
@@ -120,22 +122,22 @@ class Link:
             raise
 
     def _await_opening(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        interrupts = self._interrupts
+        began = time.monotonic()
+        deadline = began + timeout
         while True:
             with self._lock:
                 if self._error is not None:
                     raise self._error
                 if self._attachment is not None:
                     return
-                self._awaited = True
+                self._bell.expect()
             if time.monotonic() >= deadline:
                 raise ConnectTimeout(
                     f"no augserver opened the stream at {self.address} within {timeout:.0f} s. Is "
                     "it running (`augserver serve`), and is this the address that it prints?"
                 )
-            self._listen_for_bell(deadline)
-            self._raise_interrupt(interrupts, "a stream was opened")
+            self._bell.wait(deadline)
+            self._bell.raise_interrupt(began, "a stream was opened")
 
     @property
     def opened(self) -> Opened:
@@ -173,8 +175,8 @@ class Link:
                 f"this consumer belongs to process {self._owner}; process {os.getpid()} is a fork "
                 "of it and must open its own"
             )
-        deadline = time.monotonic() + timeout
-        interrupts = self._interrupts
+        began = time.monotonic()
+        deadline = began + timeout
         # One wish at a time: several threads (TensorFlow's) may come, and demand follows one.
         try:
             if not self._turn.acquire(timeout=timeout):
@@ -186,7 +188,7 @@ class Link:
                 arrays = self._take_or_ask(key)
                 if arrays is not None:
                     return arrays
-                self._raise_interrupt(interrupts, f"epoch {key[0]}, step {key[1]} was waited for")
+                self._bell.raise_interrupt(began, f"epoch {key[0]}, step {key[1]} was waited for")
                 self._wait(key, deadline, timeout)
         finally:
             # Whether it was acquired, only the lock itself knows for sure.
@@ -222,14 +224,14 @@ class Link:
                 self._send_soon()
             elif demand.crowded(attachment.returns.leased):
                 self._wake()
-            self._awaited = True
+            self._bell.expect()
             return None
 
     def _wait(self, key: Key, deadline: float, timeout: float) -> None:
         """Wait until something has changed."""
         assert self._attachment is not None
         try:
-            if time.monotonic() < deadline and self._listen_for_bell(deadline):
+            if time.monotonic() < deadline and self._bell.wait(deadline):
                 return
             with self._lock:
                 self._attachment.collect()
@@ -242,32 +244,11 @@ class Link:
         finally:
             self._attachment.returns.hurry = False
 
-    def _listen_for_bell(self, deadline: float) -> bool:
-        """Wait for the bell, for a second at most; whether it rang."""
-        left = deadline - time.monotonic()
-        try:
-            self._bell.get(timeout=max(0.0, min(left, 1.0)))
-        except queue.Empty:
-            return False
-        return True
-
-    def _ring_bell(self) -> None:
-        """Something has changed; under the lock. Nobody is told who does not wait."""
-        if self._awaited:
-            self._awaited = False
-            self._bell.put(None)
-
-    def interrupt(self) -> None:
-        """End the waits in threads other than the main one: Ctrl-C was pressed."""
+    def interrupt(self, until: float) -> None:
+        """End the waits that began until then, in threads other than the main one."""
         with self._lock:
-            self._interrupts += 1
-            self._ring_bell()
-
-    def _raise_interrupt(self, before: int, what: str) -> None:
-        if before != self._interrupts and (
-            threading.current_thread() is not threading.main_thread()
-        ):
-            raise KeyboardInterrupt(f"Ctrl-C was pressed while {what}")
+            self._bell.cut = max(self._bell.cut, until)
+            self._bell.ring()
 
     def _make_room(self) -> None:
         """Give back what is ready but not wanted any more, or in the way of what is waited for.
@@ -293,12 +274,13 @@ class Link:
             return
         with self._lock:
             self._closing = True
-            self._ring_bell()
+            self._bell.ring()
         self._wake()
         interrupt.leave(self)
         _open_links.discard(self)
         if threading.current_thread() is not self._thread:
-            self._thread.join(5.0)
+            with contextlib.suppress(RuntimeError):  # Ctrl-C came while it was being started
+                self._thread.join(5.0)
 
     # -- the thread's side ----------------------------------------------------------------------
 
@@ -314,7 +296,11 @@ class Link:
                     dealer.setsockopt(zmq.LINGER, 200)
                     dealer.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
                     dealer.connect(self.address)
+                    began = time.monotonic()
                     self._converse(dealer)
+                if not self._closing and time.monotonic() - began < BRIEF:
+                    # A server that knows nobody for long must not be asked without pause.
+                    self._wake.wait(BRIEF)
         except zmq.ZMQError as error:
             self._fail(ConfigError(f"address {self.address!r}: {error.strerror}"))
         except AugError as error:
@@ -329,7 +315,7 @@ class Link:
     def _fail(self, error: AugError) -> None:
         with self._lock:
             self._error = self._error or error
-            self._ring_bell()
+            self._bell.ring()
 
     def _converse(self, dealer: Any) -> None:
         """One conversation from greeting to end; returns when a new one is needed."""
@@ -368,14 +354,15 @@ class Link:
         return returns.pending > 0 or (few and time.monotonic() - self._taken_at < ACTIVE)
 
     def _listen(self, dealer: Any) -> bool:
-        """Take everything that has come; False if the conversation is over."""
-        while True:
+        """Take what has come; False if the conversation is over."""
+        for _ in range(MESSAGES_PER_TURN):
             try:
                 frames = dealer.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                return True
+                break
             if not self._take(dealer, self._session.receive(frames[-1], time.monotonic())):
                 return False
+        return True
 
     def _take(self, dealer: Any, message: Message) -> bool:
         match message:
@@ -396,20 +383,15 @@ class Link:
                 raise ServerLost(f"the server at {self.address} has ended: {message.reason}")
             case _:
                 return True
-        self._ring_bell()
+        self._bell.ring()
         return True
 
     def _attach(self, opened: Opened) -> None:
         before = self._attachment
         if before is not None:
-            # The server was restarted, or has retired this consumer while it was stopped. A
-            # stream is a pure function, so it goes on where it was, if it is the same stream.
+            # The server was restarted, or has retired this consumer while it was stopped.
             before.close()
-            if before.opened.fingerprint != opened.fingerprint:
-                raise ServerLost(
-                    f"the server at {self.address} came back with another dataset "
-                    f"({opened.fingerprint:.16} instead of {before.opened.fingerprint:.16})"
-                )
+            before.check_follower(opened, self.address)
         # A private server is of this machine and this user; another may be in a container.
         folder = HOME if self._lives is not None else directory()
         self._attachment = Attachment(opened, folder, writable=self._writable)

@@ -61,7 +61,10 @@ def private_server(workers: int | None) -> PrivateServer:
         if _server is None or not _server.alive():
             _server = PrivateServer(workers)
         elif workers is not None:
-            _server.ask(Scale(workers), Serving)
+            try:
+                _server.ask(Scale(workers), Serving)
+            except ServerLost:  # it was about to end, or stands still
+                _server = PrivateServer(workers)
         return _server
 
 

@@ -34,7 +34,7 @@ MAX_LIST = 64 << 10
 #: made: eight million empty lists fit into a frame, and half a gigabyte of them into memory.
 SMALL_FRAME = 64 << 10
 #: Elements of all lists and maps of a frame: a Want of as many runs and releases as can be.
-MAX_ELEMENTS = 8 * MAX_LIST
+MAX_ELEMENTS = 10 * MAX_LIST
 #: Bad samples that a status lists by path; it counts all of them.
 MAX_BAD = 100
 _MAX_INT = 2**64 - 1

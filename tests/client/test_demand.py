@@ -313,3 +313,16 @@ def test_a_batch_that_comes_twice_gives_its_first_slot_back() -> None:
     assert demand.announced(1, [Entry(0, 0, 2, 11, 8)]) == []
     assert demand.announced(2, [Entry(0, 0, 3, 12, 8)]) == [Release(2, 11)]
     assert demand.take((0, 0)) == Entry(0, 0, 3, 12, 8)
+
+
+def test_a_fault_of_what_was_not_asked_for_is_not_kept() -> None:
+    demand = Demand(steps=10, slots=2)
+    demand.ask((0, 0))
+    demand.runs()
+    for number in range(1, 1000):
+        demand.failed(Fault("WorkerError", "no", number, 7, number))
+    assert demand.faults == {}
+    assert demand.seen == 999
+    demand.failed(Fault("WorkerError", "no", 1000, 0, 1))
+    demand.failed(Fault("WorkerError", "again", 1001, 0, 1))
+    assert demand.faults[0, 1].message == "no"

@@ -796,3 +796,52 @@ def test_a_list_that_stays_is_made_exactly_once_through_any_deaths(seed: int) ->
             break
     assert made == dict.fromkeys(everything, 1)
     assert deaths > 0
+
+
+def test_wishes_that_are_known_again_and_again_are_not_followed_for_ever() -> None:
+    d = dispatcher(slots=4, steps=2**40)
+    want(d, steps(0, 1, 2, 3))
+    d.assign()
+    looked_at = 0
+
+    class Counting(Run):
+        @property
+        def epoch(self) -> int:
+            nonlocal looked_at
+            looked_at += 1
+            return 0
+
+    d.want(1, [Counting(0, 0, 1)] * MAX_LIST, 0)
+    assert looked_at <= MAX_WANTED + 4
+
+
+def test_who_never_sees_a_fault_is_not_remembered_without_end() -> None:
+    d = dispatcher(slots=8, steps=10**6)
+    for first in range(0, 10 * MAX_WANTED, MAX_WANTED):
+        d.want(1, [Run(0, first, MAX_WANTED)], 0)
+        while assigned := d.assign():
+            for assignment in assigned:
+                for place in assignment.places:
+                    d.failed(assignment.worker, 1, place, message="no", sample=None, traceback="")
+    assert len(d._streams[1].faulted) == MAX_WANTED
+    d.want(1, [Run(0, 0, 1)], d._streams[1].number)
+    assert keys_of(d.assign()) == steps(0), "what was seen makes room"
+
+
+def test_a_worker_that_lies_is_not_believed() -> None:
+    rng = random.Random(7)
+    numbers = (0, 1, 2, 3, 7, 2**32, 2**64 - 1)
+    d = dispatcher(workers=2, slots=4)
+    for _ in range(3000):
+        want(d, steps(*range(6)))
+        assigned = d.assign()
+        for worker in (0, 1, 5):
+            lie = Entry(*(rng.choice(numbers) for _ in range(5)))
+            seconds = rng.choice((0.0, -1.0, float("nan"), float("inf"), 1e300, 1.0))
+            d.done(worker, rng.choice((1, 2)), [lie] * rng.randint(0, 3), seconds)
+            place = Place(*(rng.choice(numbers) for _ in range(4)))
+            d.failed(worker, 1, place, message="no", sample=None, traceback="")
+        for assignment in assigned:
+            announce = finish(d, assignment, rng.choice((0.0, float("nan"), 1e300)))
+            if announce is not None:
+                assert not d.release(1, released(announce))

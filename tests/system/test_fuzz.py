@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Besieged]:
     with besieged(tmp_path_factory.mktemp("besieged")) as server:
         # Whatever is imported, cached or allocated once is not what is measured.
-        fuzz.attack_router(server.ipc, server.path, SEED, 3000)
+        fuzz.attack_router(server.ipc, server.path, SEED, 2500)
         server.settle()
         yield server
 
@@ -40,11 +40,11 @@ def test_broken_conversations_disturb_nobody(server: Besieged, kind: str) -> Non
     address = server.ipc if kind == "ipc" else server.tcp
     before = server.memory()
     with undisturbed(server) as wrong:
-        answers = fuzz.attack_router(address, server.path, SEED + 1, 3000)
+        answers = fuzz.attack_router(address, server.path, SEED + 1, 2000)
     server.settle()
     after = server.memory()
     assert not wrong
-    assert answers > 300
+    assert answers > 200
     server.check()
     assert after["server"] - before["server"] < ALLOWED_MIB, (before, after)
     assert after["descriptors"] <= before["descriptors"] + 4
@@ -54,7 +54,7 @@ def test_broken_conversations_disturb_nobody(server: Besieged, kind: str) -> Non
 def test_what_is_not_zeromq_at_all_disturbs_nobody(server: Besieged, kind: str) -> None:
     before = server.memory()
     with undisturbed(server) as wrong:
-        fuzz.attack_raw(server.ipc if kind == "ipc" else server.tcp, SEED, 1500)
+        fuzz.attack_raw(server.ipc if kind == "ipc" else server.tcp, SEED, 1000)
     assert not wrong
     server.check()
 
@@ -68,10 +68,10 @@ def test_what_is_not_zeromq_at_all_disturbs_nobody(server: Besieged, kind: str) 
 def test_a_client_of_a_hostile_server_ends_with_a_typed_error(tmp_path: Path) -> None:
     ended: dict[str, int] = {}
     with hostile.hostile(SEED, tmp_path) as server:
-        for _ in range(150):
+        for _ in range(100):
             how = hostile.meet(server)
             ended[how] = ended.get(how, 0) + 1
-    assert ended.get("RemoteProtocolError", 0) > 50, ended
+    assert ended.get("RemoteProtocolError", 0) > 40, ended
     assert len(ended) > 3, ended
 
 
@@ -88,8 +88,8 @@ def test_nonsense_on_a_lifeline_is_answered_and_ends_nothing() -> None:
         try:
             mine.settimeout(60)
             fuzz.hear(mine)  # Serving
-            answers = fuzz.attack_lifeline(mine, SEED, 800)
-            assert answers > 300
+            answers = fuzz.attack_lifeline(mine, SEED, 400)
+            assert answers > 200
             assert server.poll() is None
         finally:
             mine.close()
