@@ -359,9 +359,6 @@ def twenty_interrupted_fits() -> Found:
 def ctrl_c_at_random_moments() -> Found:
     """Ctrl-C from outside, whatever fit is doing: it ends, and the next fit is whole."""
     sequence = numbered(75, 8, shuffle=True, width=16, slots=4)
-    model = recording()
-    # What Keras builds in the first fit it does not build again if Ctrl-C comes in between.
-    model.fit(sequence, epochs=1, verbose=0)
     rng = random.Random(4)
     ended, pressed = [], 0
     for _ in range(20):
@@ -377,6 +374,7 @@ def ctrl_c_at_random_moments() -> Found:
                 delay = 1.0
 
         presser = threading.Thread(target=press, args=(over, delay))
+        model = recording()
         try:
             presser.start()
             model.fit(sequence, epochs=10_000, verbose=0)
@@ -386,8 +384,10 @@ def ctrl_c_at_random_moments() -> Found:
             ended.append(f"{type(error).__name__}: {error}"[:300])
         over.set()
         presser.join()
+        # Under JAX Keras leaves a model without its variables if Ctrl-C comes in a step, and all of
+        # them leave one half built in the first: the next fit is another model's.
+        model = recording()
         no_lease(sequence)
-        model.trained = [[]]
         model.fit(sequence, epochs=1, verbose=0)
         if not whole(model.trained, 75):
             ended.append(f"not whole: {model.trained}")
