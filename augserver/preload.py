@@ -27,6 +27,8 @@ SERVER_VARIABLE = "AUGSERVER_SERVER_PID"
 _PR_SET_PDEATHSIG = 1
 #: The forkserver; a worker is a fork of it.
 _IMPORTER = os.getpid()
+#: Whether the last fork was the forkserver's.
+_forks = False
 
 
 def die_with_parent() -> None:
@@ -75,6 +77,19 @@ def warm() -> None:
     recipe.fill(0, 0, recipe.layout.arrays(slot, 2))
 
 
+def _before_fork() -> None:
+    global _forks
+    _forks = os.getpid() == _IMPORTER
+
+
+def _after_fork() -> None:
+    # At once: a worker that is stopped before it has asked would outlive everybody. (What a worker
+    # itself forks is its function's affair, and the kernel would kill it with a mere thread.)
+    if _forks:
+        die_with_parent()
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 die_with_parent()
 sys.excepthook = _tell
 warm()

@@ -175,6 +175,35 @@ def test_a_worker_whose_forkserver_died_before_it_asked_ends_by_itself() -> None
     assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
 
 
+FORKED = """
+import ctypes, os
+from augserver import preload
+
+def signal_at_parents_death():
+    number = ctypes.c_int()
+    ctypes.CDLL(None).prctl(2, ctypes.byref(number))  # PR_GET_PDEATHSIG
+    return number.value
+
+def fork(then):
+    pid = os.fork()
+    if pid == 0:
+        then()
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+def worker():
+    print("worker", signal_at_parents_death(), flush=True)
+    fork(lambda: print("its own", signal_at_parents_death(), flush=True))
+
+fork(worker)
+"""
+
+
+def test_a_worker_cannot_be_stopped_before_its_end_is_bound_to_the_forkservers() -> None:
+    done = python(FORKED)
+    assert done.stdout.splitlines() == ["worker 9", "its own 0"], done.stderr
+
+
 @pytest.mark.parametrize(("parent", "lives"), [("own", True), ("another's", False), ("", True)])
 def test_a_forkserver_whose_server_died_before_it_asked_ends_by_itself(
     parent: str, lives: bool
