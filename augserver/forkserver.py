@@ -233,11 +233,13 @@ class _Forks:
             self._connection.send(_TELL.pack(_UNBORN, number, error.errno or 0))
             return
         if pid == 0:
+            # At once: a worker that is stopped before it has asked would outlive everybody.
+            die_with_parent(parent)
             self._connection.close()
             self._selector.close()
             self._woken.close()
             os.close(signal.set_wakeup_fd(-1))
-            _be_worker(parent, pipe, trace_path(self._folder, f"worker-{number}"))
+            _be_worker(pipe, trace_path(self._folder, f"worker-{number}"))
         os.close(pipe)
         self._workers[pid] = number
         pidfds = []
@@ -274,11 +276,10 @@ class _Forks:
 # -- in a worker -----------------------------------------------------------------------------------
 
 
-def _be_worker(parent: int, pipe: int, trace_file: Path) -> NoReturn:
+def _be_worker(pipe: int, trace_file: Path) -> NoReturn:
     code, trace = 1, sys.stderr
     try:
         os.setpgid(0, 0)
-        die_with_parent(parent)  # a fork does not inherit it
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         trace = trace_file.open("w", buffering=1)

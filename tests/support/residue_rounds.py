@@ -17,6 +17,7 @@ import contextlib
 import os
 import random
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -34,6 +35,8 @@ from processes import alive, command, wait_until
 MARK = "AUGSERVER_RESIDUE_ROUND"
 #: Rounds at a time, each with processes and folders of its own: most of a round is waiting.
 AT_ONCE = 2
+#: Seconds for a program's first batch.
+STARTING = 90.0
 #: Seconds for processes to end that were killed, or whose program was.
 ENDING = 20.0
 #: What nobody wants to read after a program has ended.
@@ -150,7 +153,8 @@ def play(seed: int, folder: Path) -> Round:
         if chance.random() < 0.7:
             for process in programs:
                 assert process.stdout is not None
-                if not process.stdout.readline().strip().isdigit():
+                told = select.select([process.stdout], [], [], STARTING)[0]
+                if not told or not process.stdout.readline().strip().isdigit():
                     this.wrong.append("a program got no first batch")
             for process in programs[:2]:  # the third reads no more
                 _go_on(process)
@@ -214,13 +218,11 @@ def _wait(this: Round, process: subprocess.Popen[bytes], what: str) -> None:
     try:
         process.communicate(timeout=ENDING)
     except subprocess.TimeoutExpired:
-        this.wrong.append(f"{what} (pid {process.pid}) did not end")
-        _end(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.communicate()
+        ended = process.poll() is not None
+        state = "has ended, but somebody still holds its output" if ended else "did not end"
+        this.wrong.append(f"{what} (pid {process.pid}) {state}")
+        process.kill()
+        process.wait(ENDING)
 
 
 def files(this: Round) -> list[str]:
