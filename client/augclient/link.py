@@ -200,7 +200,9 @@ class Link:
     def _take_or_ask(self, key: Key) -> dict[str, npt.NDArray[Any]] | None:
         """The batch if it is there; if not, the server is told all that could help."""
         with self._lock:
-            self._raise_error()
+            if self._closing or self._demand is None or key not in self._demand.ready:
+                # What is there may be taken, whatever has become of the server.
+                self._raise_error()
             demand, attachment = self._demand, self._attachment
             assert demand is not None
             assert attachment is not None

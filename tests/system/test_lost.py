@@ -124,6 +124,21 @@ def test_a_standalone_server_that_is_ended_says_so(address: str) -> None:
         assert said == f"the server at {address} has ended: SIGTERM was received"
 
 
+def test_what_came_before_a_server_s_end_is_still_handed_out(address: str) -> None:
+    with Consumer(stream="numbers", address=address, slots=8) as consumer:
+        first = consumer.get(0, 0)
+        link = consumer._source
+        assert isinstance(link, Link)
+        wait_until(lambda: len(link._demand.ready) >= 6 if link._demand else False, "a full ring")
+        os.kill(_servers[address], signal.SIGTERM)
+        wait_until(lambda: link._error is not None, "the server's goodbye")
+        got = [consumer.get(0, step) for step in range(1, 6)]
+        assert [batch.step for batch in got] == [1, 2, 3, 4, 5]
+        assert len({float(np.asarray(b.x)[0, 0]) for b in (first, *got)}) == 6
+        with pytest.raises(ServerLost, match="has ended: SIGTERM was received"):
+            consumer.get(5, 0)
+
+
 def test_an_absent_server_is_a_time_out_that_says_what_to_do(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/nobody.sock"
     started = time.monotonic()
