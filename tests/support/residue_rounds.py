@@ -48,9 +48,10 @@ import numpy as np
 from augclient import Consumer
 from augproto.errors import AugError
 try:
-    with Consumer(np.zeros((256, 16, 16, 3), np.uint8), batch_size=8, workers=2, timeout=8) as c:
+    with Consumer(np.zeros((256, 16, 16, 3), np.uint8), batch_size=8, workers=2, timeout=30) as c:
         for batch in c:
             print(batch.step, flush=True)
+            c.timeout = 3  # a stopped worker keeps the next one back
             if not sys.stdin.readline():
                 break
 except AugError as error:
@@ -62,9 +63,10 @@ import os, sys
 from augclient import Consumer
 from augproto.errors import AugError
 try:
-    with Consumer(stream="zeros", address=sys.argv[1], timeout=8) as c:
+    with Consumer(stream="zeros", address=sys.argv[1], timeout=30) as c:
         for batch in c:
             print(batch.step, flush=True)
+            c.timeout = 3  # a stopped worker keeps the next one back
             if not sys.stdin.readline():
                 break
 except AugError as error:
