@@ -48,7 +48,8 @@ class Config:
         roots: Folders; a consumer's own spec may name files below them. None are allowed without.
         allow_transforms: Import paths that a consumer's own spec may name as its function.
         lease: Seconds of silence after which a consumer's ring is retired.
-        worker_deadline: Seconds that a worker may take for one assignment before it is killed.
+        worker_deadline: Seconds that a worker may take without a new sample or batch before it is
+            killed. Three of them, after which a batch is given up, are less than a consumer waits.
         max_consumers: At once.
         max_ring_bytes: Of one consumer.
         max_pixels: Of a picture file, in a consumer's own spec.
@@ -64,7 +65,7 @@ class Config:
     roots: tuple[str, ...] = ()
     allow_transforms: tuple[str, ...] = ()
     lease: float = 30.0
-    worker_deadline: float = 30.0
+    worker_deadline: float = 15.0
     max_consumers: int = 64
     max_ring_bytes: int = 4 << 30
     max_pixels: int = MAX_PIXELS

@@ -292,7 +292,8 @@ class Consumers:
             elif now - conversation.session.heard_at > self._patience(conversation):
                 # It may come back and look at what it leased, so nothing of that ring is ever
                 # written again: it is unlinked and lives on in the consumer's own mapping.
-                _log.warning("%s is silent: its ring is retired", who)
+                if conversation.opens:
+                    _log.warning("%s is silent: its ring is retired", who)
                 self.drop(conversation)
 
     def _patience(self, conversation: Conversation) -> float:

@@ -21,7 +21,7 @@ from augproto.spec import HANDED, Spec
 from augproto.structure import names_to_wire
 from augserver.config import Config
 from augserver.datasets.arrays import ArrayDataset, attach
-from augserver.datasets.listing import check_roots
+from augserver.datasets.roots import check_roots
 from augserver.memory import Memory
 from augserver.recipe import Recipe
 
@@ -149,7 +149,9 @@ def open_stream(
         fingerprint=dataset.fingerprint,
         class_names=dataset.class_names,
     )
-    define = Define(stream, spec.to_wire(), seed, dataset.sources, segment.name, slots)
+    # What the config names is the server's own word; what a consumer names has bounds.
+    roots = config.roots if wish.spec is not None and not config.private else ()
+    define = Define(stream, spec.to_wire(), seed, dataset.sources, segment.name, slots, roots)
     return Ringed(opened, define, segment, Ring(segment.map(), layout, slots), recipe, dataset)
 
 

@@ -86,6 +86,7 @@ class Crew:
         self._some_ended = False
         self._functions: list[Function] = []
         self._since: dict[int, float] = {}
+        self._evidence: dict[int, object] = {}
         self._mute: dict[int, float] = {}
 
     @property
@@ -229,8 +230,22 @@ class Crew:
         else:
             self._since[worker] = working_since
 
+    @property
+    def working(self) -> list[int]:
+        """Workers that have something to do."""
+        return list(self._since)
+
+    def witness(self, worker: int, evidence: object, now: float) -> None:
+        """What a worker is at, as far as can be seen; another thing than before is progress.
+
+        A batch of six thousand photographs takes minutes, and none of them is stuck.
+        """
+        if evidence is not None and evidence != self._evidence.get(worker):
+            self._evidence[worker] = evidence
+            self._since[worker] = now
+
     def look(self, now: float, deadline: float) -> None:
-        """Doom workers that have reported nothing for too long; to be called now and then."""
+        """Doom workers that have got on with nothing for too long; to be called now and then."""
         if self._supervisor is None:
             return
         self._some_ended = True  # not every death wakes the loop
@@ -238,7 +253,7 @@ class Crew:
             worker = self._supervisor.workers.get(number)
             if worker is not None and now - since > deadline:
                 self._supervisor.doom(
-                    worker, f"worked on one assignment for more than {deadline:g} s", now
+                    worker, f"got on with nothing for more than {deadline:g} s", now
                 )
         for number, since in self._mute.items():
             if now - since > PIPE_SECONDS:
@@ -268,6 +283,7 @@ class Crew:
             del self._pipes[worker.pipe.fileno()]
             self._mute.pop(worker.number, None)
             self._since.pop(worker.number, None)
+            self._evidence.pop(worker.number, None)
             words, death = self._supervisor.bury(worker, now)
             dead.append(Dead(worker.number, worker.pid or 0, words, death))
         return dead

@@ -203,6 +203,11 @@ class Dispatcher:
                 if reaped:
                     s.slots.abort(place.slot, place.sequence)
                 s.wanted.appendleft(place[:2])
+                # What is waited for goes first, also among what others have died of: each of its
+                # prefetched followers would else cost three workers before it is tried again.
+                if s.urgent is not None and s.urgent in s.wanted:
+                    s.wanted.remove(s.urgent)
+                    s.wanted.appendleft(s.urgent)
         if suspect is None and guess and held:
             suspect = held[0]
         return self._blame(*suspect, loss or Loss()) if suspect is not None else []

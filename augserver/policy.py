@@ -1,9 +1,12 @@
 """What becomes of a batch when one of its samples cannot be made.
 
 `raise` gives the batch up, `skip` makes it shorter, `substitute` takes the next sample of the
-dataset instead. All of it follows from the order of samples and from which of them are bad, and
-that is a property of the dataset: whoever makes the batch, and however often, leaves out the same
-samples. (What is no property of the dataset, like a lack of memory, is `final`: no policy goes on.)
+dataset instead. (Where nothing of a batch is left to `skip`, one substitute stands for all of it:
+Keras takes no empty batch, and a run of weeks should not end over one.)
+
+All of it follows from the order of samples and from which of them are bad, and that is a property
+of the dataset: whoever makes the batch, and however often, leaves out the same samples. (What is no
+property of the dataset, like a lack of memory, is `final`: no policy goes on.)
 """
 
 from __future__ import annotations
@@ -63,20 +66,24 @@ class Rows:
         self.places: Indexes = np.arange(len(self.drawn))
         self.taken: Indexes = self.drawn
 
-    def without(self, error: SampleError) -> None:
-        """Go on without a sample.
+    def without(self, *errors: SampleError) -> None:
+        """Go on without some samples.
 
         Raises:
             SampleError: The policy, or what is left, does not allow it.
         """
-        if self._policy == "raise" or error.final or error.sample in self._bad:
-            raise error
-        self._bad[error.sample] = error
-        if self._policy == "skip":
-            self._skip(error)
-        else:
-            taken = [self._substitute(sample, error) for sample in self.drawn.tolist()]
-            self.taken = np.array(taken, np.int64)
+        for error in errors:
+            if self._policy == "raise" or error.final or error.sample in self._bad:
+                raise error
+        self._bad |= {error.sample: error for error in errors}
+        good = np.isin(self._order, list(self._bad), invert=True)
+        if self._policy == "skip" and good.any():
+            self.places = np.flatnonzero(good)
+            self.drawn = self.taken = self._order[good]
+            return
+        if self._policy == "skip":  # nothing is left, and Keras takes no empty batch
+            self.places, self.drawn = np.arange(1), self._order[:1]
+        self.taken = np.array([self._substitute(s) for s in self.drawn.tolist()], np.int64)
 
     @property
     def whole(self) -> int:
@@ -93,26 +100,15 @@ class Rows:
         ]
         return Made(len(self.taken), tuple(bad))
 
-    def _skip(self, error: SampleError) -> None:
-        good = self.drawn != error.sample
-        self.places, self.drawn = self.places[good], self.drawn[good]
-        self.taken = self.drawn
-        if not len(self.drawn):
-            raise SampleError(
-                error.sample,
-                f"{error.message}. No sample of this batch is left (bad_samples='skip'; "
-                "'substitute' would fill it)",
-                error.path,
-            ) from error
-
-    def _substitute(self, sample: int, error: SampleError) -> int:
+    def _substitute(self, sample: int) -> int:
         for distance in range(MAX_SUBSTITUTES + 1):
             candidate = self._sampler.after(sample, distance)
             if candidate not in self._bad:
                 return candidate
+        error = self._bad[sample]
         raise SampleError(
-            error.sample,
-            f"{error.message}. None of the {MAX_SUBSTITUTES} samples after sample {sample} can "
-            "be made either (bad_samples='substitute')",
+            sample,
+            f"{error.message}. None of the {MAX_SUBSTITUTES} samples after it can be made either "
+            f"(bad_samples={self._policy!r})",
             error.path,
         ) from error

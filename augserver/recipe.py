@@ -57,6 +57,7 @@ class Recipe:
         arrays: The dataset, by name; read only.
         function: What `spec.transforms.function` names. Left out where nothing is computed (the
             server describes streams and runs no user's code).
+        roots: Folders below which files must lie when they are read, if any.
 
     Attributes:
         layout: Of a batch in memory.
@@ -68,11 +69,16 @@ class Recipe:
     """
 
     def __init__(
-        self, spec: Spec, seed: int, arrays: Mapping[str, Array], function: Function | None = None
+        self,
+        spec: Spec,
+        seed: int,
+        arrays: Mapping[str, Array],
+        function: Function | None = None,
+        roots: tuple[str, ...] = (),
     ) -> None:
         self.spec = spec
         self.seed = seed
-        self._columns = Columns(spec, arrays)
+        self._columns = Columns(spec, arrays, roots)
         self._parts: list[_Part] = []
         self.structure: dict[str, Structure[str]] = {}
         self._pictures = self._picture_columns()
@@ -138,10 +144,30 @@ class Recipe:
         read: dict[int, Array] = {}  # of this batch: a new attempt reads no file twice
         while True:
             try:
+                while errors := self._read(rows, read, note):
+                    rows.without(*errors)
                 self._write(rows, out, read, note)
                 return rows.made()
             except SampleError as error:
                 rows.without(error)
+
+    def _read(self, rows: Rows, read: dict[int, Array], note: Note | None) -> list[SampleError]:
+        """Read what is not read yet; returns all that cannot be, so that each is found out once."""
+        errors = []
+        for column in map(self._columns.by_name.__getitem__, self._pictures):
+            if isinstance(column, PictureFiles):
+                for sample in dict.fromkeys(rows.taken.tolist()):
+                    if sample in read:
+                        continue
+                    if note is not None:
+                        note(sample)
+                    try:
+                        read[sample] = column.read(sample)
+                    except SampleError as error:
+                        if self.spec.bad_samples == "raise":
+                            raise
+                        errors.append(error)
+        return errors
 
     def _write(
         self,
@@ -161,7 +187,7 @@ class Recipe:
                 column.take(rows.taken, target)
                 continue
             size = _height_width(target.shape[1:], self.spec.data_format)
-            source, indexes = self._source(column, rows.taken, size, read, note)
+            source, indexes = self._source(column, rows.taken, size, read)
             noted = _of_rows(note, indexes, rows.taken)
             try:
                 if self._interleaved:
@@ -224,15 +250,9 @@ class Recipe:
         samples: Indexes,
         size: tuple[int, int],
         read: dict[int, Array],
-        note: Note | None,
     ) -> tuple[Array, Indexes]:
         """Pictures of the batch's size, and where in them these samples are."""
         if isinstance(column, PictureFiles):
-            for sample in samples.tolist():
-                if sample not in read:
-                    if note is not None:
-                        note(sample)
-                    read[sample] = column.read(sample)
             return np.stack([read[s] for s in samples.tolist()]), np.arange(len(samples))
         assert isinstance(column, ArrayColumn), "pictures are arrays or files"
         if _height_width(column.shape[1:], self.spec.data_format) == size:

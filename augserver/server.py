@@ -187,6 +187,9 @@ class Server:
         if now - self._ticked >= TICK:
             self._ticked = now
             self._consumers.drop_dead_and_silent(now)
+            for worker in self._crew.working:
+                evidence = self._consumers.being_written(self._dispatcher.held(worker))
+                self._crew.witness(worker, evidence, now)
             self._crew.look(now, self.config.worker_deadline)
         self._bury(now)
         if self._stopping is not None:

@@ -118,7 +118,7 @@ class Worker:
             name = spec.transforms.function
             function = resolve(name, self._functions) if name else None
             data = arrays.attach(message.sources)
-            recipe = Recipe(spec, message.seed, data, function)
+            recipe = Recipe(spec, message.seed, data, function, message.roots)
             memory = attach_segment(message.segment, writable=True)
             return _Work(recipe, Ring(memory, recipe.layout, message.slots))
         except Exception as error:

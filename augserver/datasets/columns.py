@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from augproto.errors import ConfigError
+from augproto.errors import ConfigError, NotAllowed
 from augproto.files import FileTable
 from augproto.pictures import Pictures
 from augproto.spec import HANDED, LABEL, PICTURE, Spec
@@ -70,10 +70,12 @@ class OneHot:
 class PictureFiles:
     """Pictures that are read when they are asked for."""
 
-    def __init__(self, table: FileTable, spec: Spec, pictures: Pictures) -> None:
+    def __init__(
+        self, table: FileTable, spec: Spec, pictures: Pictures, roots: tuple[str, ...]
+    ) -> None:
         assert spec.target_size is not None, "a spec of pictures has a size"
         self.table = table
-        self._decoder = Decoder(pictures, spec.target_size, spec.interpolation)
+        self._decoder = Decoder(pictures, spec.target_size, spec.interpolation, roots)
         self._first = spec.data_format == "channels_first"
         picture = (*spec.target_size, pictures.channels)
         if self._first:
@@ -90,7 +92,7 @@ class PictureFiles:
         file = self.table[sample]
         try:
             picture = self._decoder.read(file)
-        except (FileUnavailable, MemoryError) as error:
+        except (FileUnavailable, NotAllowed, MemoryError) as error:
             message = str(error) or "out of memory"
             raise SampleError(sample, message, file.path, final=True) from error
         except Exception as error:  # damaged files make Pillow raise nearly anything
@@ -106,6 +108,9 @@ class PictureFiles:
 class Columns:
     """The columns that a spec can name, over the arrays of its dataset.
 
+    Args:
+        roots: Folders below which files must lie when they are read, if any.
+
     Attributes:
         by_name: The columns.
         groups: int (samples,): the class of each, where a split takes its share of each class.
@@ -114,7 +119,9 @@ class Columns:
         ConfigError: The arrays do not hold what the spec says.
     """
 
-    def __init__(self, spec: Spec, arrays: Mapping[str, Array]) -> None:
+    def __init__(
+        self, spec: Spec, arrays: Mapping[str, Array], roots: tuple[str, ...] = ()
+    ) -> None:
         self.by_name: dict[str, Column] = {}
         self.groups: Array | None = None
         self._files: FileTable | None = None
@@ -125,7 +132,7 @@ class Columns:
         self._files = table = FileTable(arrays, "" if handed else base_of(spec.data[0]))
         own = {name: array for name, array in arrays.items() if not name.startswith("files.")}
         self.by_name = {name: ArrayColumn(array) for name, array in own.items()}
-        self.by_name[PICTURE] = PictureFiles(table, spec, spec.pictures)
+        self.by_name[PICTURE] = PictureFiles(table, spec, spec.pictures, roots)
         if spec.pictures.classified:
             self._classify(spec.pictures, own)
 

@@ -14,7 +14,7 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,7 @@ from PIL import (  # noqa: F401
 from augproto.errors import AugError
 from augproto.files import File
 from augproto.pictures import Pictures
+from augserver.datasets.roots import check_roots
 from augserver.transforms.resize import RESAMPLING
 
 #: Endings, in lower case, of the files that a folder is searched for.
@@ -47,7 +48,9 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".gif", ".w
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "GIF", "WEBP", "TIFF")
 _MODES = {"rgb": "RGB", "rgba": "RGBA", "grayscale": "L"}
 #: Modes of one channel: converted to "L" they resize as each of three equal channels would.
-_GRAY = ("1", "L", "I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+_GRAY = ("1", "L")
+#: Gray of more than 8 bits.
+_WIDE = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _ORIENTATION = 0x0112
 #: EXIF's orientations from 2 to 8, as what makes the picture upright.
 _UPRIGHT = {
@@ -85,11 +88,13 @@ class Decoder:
         pictures: Colours, bounds and what to do with what.
         size: (height, width) to get.
         interpolation: Of the resize to it.
+        roots: Folders below which files must lie, if any.
     """
 
     pictures: Pictures
     size: tuple[int, int]
     interpolation: str
+    roots: tuple[str, ...] = ()
 
     def read(self, file: File) -> Pixels:
         """The picture of a file: uint8 (height, width, channels).
@@ -98,7 +103,7 @@ class Decoder:
             FileUnavailable: It is another file than was listed, or gone.
             Exception: Whatever Pillow raises, and that is nearly everything, on a damaged file.
         """
-        return self.decode(read_bytes(file, self.pictures.max_bytes))
+        return self.decode(read_bytes(file, self.pictures.max_bytes, self.roots))
 
     def decode(self, data: bytes) -> Pixels:
         """The picture that the bytes of a file hold: uint8 (height, width, channels)."""
@@ -110,12 +115,14 @@ class Decoder:
     def _finish(self, image: Image.Image) -> Pixels:
         mode, how = _MODES[self.pictures.color_mode], RESAMPLING[self.interpolation]
         size = self.size[::-1]
+        if image.mode in _WIDE:
+            image = Image.fromarray(_in_8_bits(np.asarray(image)))  # by the whole picture's range
         if how is Image.Resampling.NEAREST:
             # It only picks pixels, so it may come first: a picture of 95 million pixels of one bit
             # is not unpacked to three bytes each.
             image = _resized(image, size, how)
             image = _converted(image, mode)
-        elif image.mode in _GRAY:
+        elif image.mode in _GRAY and "transparency" not in image.info:
             image = _converted(_resized(_converted(image, "L"), size, how), mode)
         else:
             image = _resized(_converted(image, mode), size, how)
@@ -123,10 +130,15 @@ class Decoder:
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def read_bytes(file: File, most: int) -> bytes:
+def read_bytes(file: File, most: int, roots: Sequence[str] = ()) -> bytes:
     """A file's bytes, if it is the file that was listed.
 
+    Args:
+        roots: Folders below which the file that was opened must lie, if any: a link may have taken
+            the place of what was listed.
+
     Raises:
+        NotAllowed: It lies elsewhere.
         FileUnavailable: It is gone, cannot be read, or its size or time is another.
         OSError: It is no regular file, or too large.
     """
@@ -136,14 +148,18 @@ def read_bytes(file: File, most: int) -> bytes:
     except FileNotFoundError as error:
         raise FileUnavailable(f"the file is gone: {_ANEW}") from error
     except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.EINVAL, _IRREGULAR) from error
         raise FileUnavailable(f"the file cannot be opened: {error.strerror}") from error
     try:
         status = os.fstat(fd)
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "a pipe, socket or device; wanted a regular file")
-        if (status.st_size, status.st_mtime_ns) != (file.size, file.time):
+            raise OSError(errno.EINVAL, _IRREGULAR)
+        if roots:
+            check_roots([os.readlink(f"/proc/self/fd/{fd}")], roots)
+        if File.of(file.path, status) != file:
             raise FileUnavailable(
                 f"the file has changed: {status.st_size} bytes of time {status.st_mtime_ns}, but "
                 f"it was listed with {file.size} of {file.time}: {_ANEW}"
@@ -173,6 +189,7 @@ def _read_all(fd: int, size: int) -> bytes:
     return b"".join(chunks)
 
 
+_IRREGULAR = "a pipe, socket or device; wanted a regular file"
 _ANEW = "a stream gives the same bytes for ever, so open it anew to train on what is there now"
 
 
@@ -213,6 +230,8 @@ def _opened(data: bytes, most: int) -> Iterator[Image.Image]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    # Before its tags are asked for: that may unpack a PNG, whose damage would be lost in the `try`.
+    image.load()
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # a damaged tag says nothing about which way is up
@@ -226,8 +245,6 @@ def _resized(image: Image.Image, size: tuple[int, int], how: Image.Resampling) -
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode in _GRAY[2:]:
-        image = Image.fromarray(_in_8_bits(np.asarray(image)))
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # also where transparency is a list of bytes
     elif image.mode == "CMYK":
@@ -238,12 +255,16 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 def _in_8_bits(values: npt.NDArray[Any]) -> Pixels:
     """Gray of 16 bits, or floats, as 8 bits, by the range that such files mean.
 
+    Whole numbers up to 255 are 8-bit values in a wide file, as Keras takes them.
+
     Raises:
         Unreadable: The values fit no such range, and to guess one would be to make a picture up.
     """
     if not values.size:
         return values.astype(np.uint8)
     low, high = values.min(), values.max()
+    if values.dtype.kind in "iu" and low >= 0 and high <= 255:
+        return values.astype(np.uint8)
     if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if values.dtype.kind == "f" and low >= 0 and high <= 255:  # false for NaN

@@ -11,27 +11,31 @@ file of it, however many links lead there.
 from __future__ import annotations
 
 import csv
+import logging
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 import numpy.typing as npt
 
 from augproto import checks
-from augproto.errors import ConfigError, NotAllowed
+from augproto.errors import ConfigError
 from augproto.files import File, pack
 from augproto.fingerprint import fingerprint
 from augproto.pictures import MAX_CLASSES, Pictures
 from augproto.spec import LABEL
 from augserver.datasets.decoding import ENDINGS
+from augserver.datasets.roots import Roots
 
-LIST_ENDING = ".csv"
 FILE_COLUMN, LABEL_COLUMN = "file", "label"
 
 Array = npt.NDArray[Any]
+
+_log = logging.getLogger("augserver.server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class Listing:
 
 def base_of(path: str) -> str:
     """The folder that a dataset's paths are relative to."""
-    return os.path.dirname(path) if path.endswith(LIST_ENDING) else path
+    return path if os.path.isdir(path) else os.path.dirname(path)
 
 
 def list_files(path: str, pictures: Pictures, roots: Sequence[str] | None = None) -> Listing:
@@ -71,10 +75,11 @@ def list_files(path: str, pictures: Pictures, roots: Sequence[str] | None = None
         ConfigError: There is no such folder or list, or no file in it.
         NotAllowed: A file lies outside the roots.
     """
+    known = None if roots is None else Roots(roots)
     try:
-        if path.endswith(LIST_ENDING):
-            return _list_csv(Path(path), pictures, roots)
-        return _list_folder(path, pictures, roots)
+        if os.path.isdir(path):
+            return _list_folder(path, pictures, known)
+        return _list_csv(Path(path), pictures, known)
     except OSError as error:
         raise ConfigError(f"data: {error.filename or path}: {error.strerror}") from error
 
@@ -82,7 +87,7 @@ def list_files(path: str, pictures: Pictures, roots: Sequence[str] | None = None
 # -- a folder -----------------------------------------------------------------------------------
 
 
-def _list_folder(path: str, pictures: Pictures, roots: Sequence[str] | None) -> Listing:
+def _list_folder(path: str, pictures: Pictures, roots: Roots | None) -> Listing:
     files: list[File] = []
     if not pictures.classified:
         if pictures.label_mode == "number":
@@ -109,8 +114,28 @@ def _list_folder(path: str, pictures: Pictures, roots: Sequence[str] | None) -> 
 
 def _sub_folders(path: str) -> Iterator[str]:
     with os.scandir(path) as entries:
-        names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+        names = sorted(e.name for e in entries if not e.name.startswith(".") and _is_dir(e))
     yield from names
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file; a link that leads nowhere is none, which the log says."""
+    try:
+        if entry.is_file():
+            return True
+        dangling = entry.is_symlink() and not entry.is_dir()
+    except OSError:
+        dangling = True
+    if dangling:
+        _log.warning("%r is a link that leads nowhere; it is left out", entry.path)
+    return False
 
 
 def _walk(folder: str, *, recursive: bool) -> Iterator[os.DirEntry[str]]:
@@ -122,7 +147,7 @@ def _walk(folder: str, *, recursive: bool) -> Iterator[os.DirEntry[str]]:
         path = ahead.pop()
         with os.scandir(path) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
-        found[path] = [e for e in visible if e.name.lower().endswith(ENDINGS) and e.is_file()]
+        found[path] = [e for e in visible if e.name.lower().endswith(ENDINGS) and _is_file(e)]
         if recursive:
             # A link may lead back up, and a walk that follows it never ends.
             ahead += [entry.path for entry in visible if entry.is_dir(follow_symlinks=False)]
@@ -130,17 +155,15 @@ def _walk(folder: str, *, recursive: bool) -> Iterator[os.DirEntry[str]]:
         yield from sorted(found[path], key=lambda entry: entry.name)
 
 
-def _found(folder: str, base: str, pictures: Pictures, roots: Sequence[str] | None) -> list[File]:
+def _found(folder: str, base: str, pictures: Pictures, roots: Roots | None) -> list[File]:
     """The picture files of a folder, by their paths from `base`."""
     files = []
     if roots is not None:
-        check_roots([folder], roots)
+        roots.check(folder)
     for entry in _walk(folder, recursive=pictures.recursive):
         if roots is not None and entry.is_symlink():
-            check_roots([entry.path], roots)
-        status = entry.stat()
-        path = os.path.relpath(entry.path, base)
-        files.append(File(path, status.st_size, status.st_mtime_ns))
+            roots.check(entry.path)
+        files.append(File.of(os.path.relpath(entry.path, base), entry.stat()))
     return files
 
 
@@ -155,70 +178,112 @@ def _refuse_none(files: Sequence[File], path: str) -> None:
 # -- a list -------------------------------------------------------------------------------------
 
 
-def _list_csv(path: Path, pictures: Pictures, roots: Sequence[str] | None) -> Listing:
+def _list_csv(path: Path, pictures: Pictures, roots: Roots | None) -> Listing:
     labelled = pictures.classified or pictures.label_mode == "number"
-    names, texts = _rows(path, labelled=labelled)
+    rows = _rows(path, labelled=labelled)
     files = []
-    for line, name in enumerate(names, 2):
-        file = os.path.join(path.parent, name)
+    for row in rows:
+        file = os.path.join(path.parent, row.file)
         if roots is not None:
-            check_roots([file], roots)
+            roots.check(file)
         try:
-            status = os.stat(file)
+            files.append(File.of(row.file, os.stat(file)))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"data: {path}, line {line}: {file!r}: {error}") from error
-        files.append(File(name, status.st_size, status.st_mtime_ns))
+            raise ConfigError(f"data: {path}, line {row.line}: {file!r}: {error}") from error
     arrays = pack(files)
     if pictures.label_mode == "number":
-        return Listing(arrays | {LABEL: _numbers(path, texts)}, ())
+        return Listing(arrays | {LABEL: _numbers(path, rows)}, ())
     if not pictures.classified:
         return Listing(arrays, ())
-    classes = pictures.class_names or tuple(sorted(set(texts)))
+    classes = pictures.class_names or tuple(sorted({row.label for row in rows}))
     _check_classes(classes, str(path), pictures)
     numbers = {name: number for number, name in enumerate(classes)}
-    try:
-        labels = np.array([numbers[text] for text in texts], np.int32)
-    except KeyError as error:
-        known = ", ".join(map(repr, classes[:20]))
-        raise ConfigError(
-            f"data: {path}: label {error} is not in pictures.class_names ({known})"
-        ) from None
+    for row in rows:
+        if row.label not in numbers:
+            known = ", ".join(map(repr, classes[:20]))
+            raise ConfigError(
+                f"data: {path}, line {row.line}: label {row.label!r} is not in "
+                f"pictures.class_names ({known})"
+            )
+    labels = np.array([numbers[row.label] for row in rows], np.int32)
     return Listing(arrays | {LABEL: labels}, classes)
 
 
-def _rows(path: Path, *, labelled: bool) -> tuple[list[str], list[str]]:
-    """The columns of files and labels."""
+class _Row(NamedTuple):
+    line: int
+    file: str
+    label: str
+
+
+def _rows(path: Path, *, labelled: bool) -> list[_Row]:
+    """The list below its header."""
     wanted = f"a header with {FILE_COLUMN!r}" + (f" and {LABEL_COLUMN!r}" if labelled else "")
+    rows: list[_Row] = []
+    columns: list[int] = []
+    width = 0
     try:
-        # utf-8-sig: spreadsheets put a mark before the first header.
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            rows = list(csv.reader(file, strict=True))
+        with _opened(path) as file:
+            reader = csv.reader(file, strict=True)
+            for values in reader:
+                line = reader.line_num
+                if not values:
+                    continue
+                if not columns:
+                    columns, width = _columns(path, values, wanted, labelled=labelled), len(values)
+                    continue
+                if len(values) != width:
+                    raise ConfigError(
+                        f"data: {path}, line {line}: got {len(values)} values; wanted {width}"
+                    )
+                row = _Row(line, values[columns[0]], values[columns[-1]].strip())
+                if not row.file or (labelled and not row.label):
+                    raise ConfigError(
+                        f"data: {path}, line {line}: got an empty value; wanted "
+                        f"{FILE_COLUMN!r}" + (f" and {LABEL_COLUMN!r}" if labelled else "")
+                    )
+                rows.append(row)
     except csv.Error as error:
         raise ConfigError(f"data: {path} is no .csv: {error}; wanted {wanted}") from error
-    header = [name.strip() for name in rows[0]] if rows else []
+    if not rows:
+        raise ConfigError(f"data: {path} lists no file; wanted {wanted}, and files below it")
+    return rows
+
+
+def _opened(path: Path) -> TextIO:
+    """The list, if it is a regular file: a pipe would be waited for."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ConfigError(f"data: {str(path)!r} is no regular file; wanted a folder or a .csv")
+    if os.pread(fd, 2, 0) in (b"\xff\xfe", b"\xfe\xff"):
+        os.close(fd)
+        raise ConfigError(f"data: {path} is in UTF-16; wanted UTF-8")
+    # utf-8-sig: spreadsheets put a mark before the first header.
+    return open(fd, newline="", encoding="utf-8-sig", errors="surrogateescape")
+
+
+def _columns(path: Path, header: Sequence[str], wanted: str, *, labelled: bool) -> list[int]:
+    """Where the columns of files and labels are."""
+    names = [name.strip() for name in header]
     columns = [FILE_COLUMN, LABEL_COLUMN] if labelled else [FILE_COLUMN]
-    for name in columns:
-        if header.count(name) != 1:
-            raise ConfigError(f"data: {path} has the header {header!r:.200}; wanted {wanted}")
-    body = [row for row in rows[1:] if row]
-    for line, row in enumerate(body, 2):
-        if len(row) != len(header):
+    if any(names.count(name) != 1 for name in columns):
+        raise ConfigError(f"data: {path} has the header {names!r:.200}; wanted {wanted}")
+    return [names.index(name) for name in columns]
+
+
+def _numbers(path: Path, rows: Sequence[_Row]) -> Array:
+    numbers = np.empty(len(rows), np.float32)
+    for i, row in enumerate(rows):
+        try:
+            with np.errstate(over="ignore"):
+                numbers[i] = float(row.label)
+        except ValueError as error:
+            raise ConfigError(f"data: {path}, line {row.line}: label: {error}") from None
+        if not np.isfinite(numbers[i]):
             raise ConfigError(
-                f"data: {path}, row {line}: got {len(row)} values; wanted {len(header)}"
+                f"data: {path}, line {row.line}: label: got {row.label!r}; wanted a number that is "
+                "finite in 32 bits"
             )
-    if not body:
-        raise ConfigError(f"data: {path} lists no file; wanted at least one below its header")
-    at = [header.index(name) for name in columns]
-    return [row[at[0]] for row in body], [row[at[-1]].strip() for row in body]
-
-
-def _numbers(path: Path, texts: Sequence[str]) -> Array:
-    try:
-        numbers = np.array([float(text) for text in texts], np.float32)
-    except ValueError as error:
-        raise ConfigError(f"data: {path}: label: {error}; wanted numbers") from None
-    if not np.isfinite(numbers).all():
-        raise ConfigError(f"data: {path}: a label is not finite in 32 bits; wanted numbers")
     return numbers
 
 
@@ -242,17 +307,3 @@ def _check_classes(names: Sequence[str], path: str, pictures: Pictures) -> None:
             f"pictures.label_mode: got 'binary' for {len(names)} classes ({listed}) in {path!r}; "
             "wanted two, or another label_mode"
         )
-
-
-def check_roots(paths: Sequence[str], roots: Sequence[str]) -> None:
-    """Refuse paths outside some folders, also through links and `..`.
-
-    Raises:
-        NotAllowed: One lies elsewhere.
-    """
-    real_roots = [os.path.realpath(root) for root in roots]
-    for path in paths:
-        real = os.path.realpath(path)
-        if not any(os.path.commonpath([real, root]) == root for root in real_roots):
-            allowed = ", ".join(roots) or "none (the server's config names no roots)"
-            raise NotAllowed(f"data: {path!r} is not below a folder this server allows: {allowed}")

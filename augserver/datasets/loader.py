@@ -1,4 +1,4 @@
-"""A thread that loads datasets one after the other, and does not outlive its process's end.
+"""Threads that load datasets, a few at a time, and do not outlive their process's end.
 
 `concurrent.futures` lets an interpreter exit only when its threads have finished: a server that is
 asked to end while it unpacks gigabytes, or reads from a network that hangs, would not.
@@ -16,22 +16,26 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+#: Loads at a time: a long one, or a disk that hangs, should not keep everybody else waiting.
+AT_ONCE = 4
+
+
 class Loader:
-    """One daemon thread, started with the first load."""
+    """Daemon threads, each started with a load."""
 
     def __init__(self) -> None:
         self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = (
             queue.SimpleQueue()
         )
-        self._thread: threading.Thread | None = None
+        self._threads = 0
 
     def submit(self, load: Callable[[], T]) -> Future[T]:
-        """Have this called in the thread."""
+        """Have this called in one of the threads."""
         future: Future[T] = Future()
         self._waiting.put((future, load))
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="augserver-loader", daemon=True)
-            self._thread.start()
+        if self._threads < AT_ONCE:
+            self._threads += 1
+            threading.Thread(target=self._run, name="augserver-loader", daemon=True).start()
         return future
 
     def _run(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -34,6 +35,8 @@ class DatasetStore:
         self._loaded = loaded
         self._datasets: dict[tuple[str, ...], ArrayDataset] = {}
         self._filling: dict[str, ArrayDataset] = {}
+        self._lock = threading.Lock()
+        self._making: dict[tuple[str, ...], threading.Lock] = {}
         # Unpacking a large file takes seconds; the server's loop must not stand still meanwhile.
         self._loader = Loader()
 
@@ -63,9 +66,11 @@ class DatasetStore:
                     ready.set_exception(ConfigError(f"data: {path!r:.200} is not a regular file"))
                     return ready
             key += tuple(f"{s.st_size} {s.st_mtime_ns}" for s in stats)
-        if key in self._datasets:
-            dataset = self._datasets[key]
-            dataset.users += not dataset.handed
+        with self._lock:
+            dataset = self._datasets.get(key)
+            if dataset is not None:
+                dataset.users += not dataset.handed
+        if dataset is not None:
             ready.set_result(dataset)
             return ready
         if key[0].startswith(HANDED):
@@ -82,21 +87,33 @@ class DatasetStore:
     def _list(self, path: str, pictures: Pictures, roots: Sequence[str] | None) -> ArrayDataset:
         # Only a new walk tells whether a folder is what it was; the same list is held once.
         listing = list_files(path, pictures, roots)
-        key = ("files", listing.fingerprint)
-        dataset = self._datasets.get(key)
-        if dataset is None:
+
+        def make() -> ArrayDataset:
             dataset = hold(listing.fingerprint, listing.arrays, self._memory)
             dataset.class_names = listing.class_names
-            self._datasets[key] = dataset
-        dataset.users += 1
-        return dataset
+            return dataset
+
+        return self._once(("files", listing.fingerprint), make)
 
     def _load(self, key: tuple[str, ...], paths: tuple[str, ...]) -> ArrayDataset:
-        dataset = self._datasets.get(key)
-        if dataset is None:
-            dataset = self._datasets[key] = load(paths, self._memory)
-        dataset.users += 1
-        return dataset
+        return self._once(key, lambda: load(paths, self._memory))
+
+    def _once(self, key: tuple[str, ...], make: Callable[[], ArrayDataset]) -> ArrayDataset:
+        """Become a user of that dataset, which is made by one thread while others wait for it."""
+        with self._lock:
+            making = self._making.setdefault(key, threading.Lock())
+        with making:
+            with self._lock:
+                dataset = self._datasets.get(key)
+                if dataset is not None:
+                    dataset.users += 1
+                    return dataset
+            made = make()
+            with self._lock:
+                made.users += 1
+                self._datasets[key] = made
+                self._making.pop(key, None)
+            return made
 
     def offer(self, name: str, arrays: Sequence[ArraySpec]) -> ArrayDataset | None:
         """Make room for a client's arrays; None if they are here already."""
@@ -136,11 +153,13 @@ class DatasetStore:
             self._leave(dataset)
 
     def _leave(self, dataset: ArrayDataset) -> None:
-        dataset.users -= 1
-        if dataset.users <= 0:
+        with self._lock:
+            dataset.users -= 1
+            if dataset.users > 0:
+                return
             for key in [k for k, d in self._datasets.items() if d is dataset]:
                 del self._datasets[key]
-            dataset.close()
+        dataset.close()
 
     def close(self) -> None:
         """Give everything back."""

@@ -45,6 +45,13 @@ def seed_globals(words: NDArray[np.uint32]) -> None:
     random.seed(int(words[2]) | int(words[3]) << 32)
 
 
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as another:  # its own code, and anybody's
+        return f"(its text cannot be had: {type(another).__name__})"
+
+
 class UserFunction:
     """Calls a user's function in a world that depends on nothing but the sample."""
 
@@ -83,14 +90,14 @@ class UserFunction:
         process = os.getpid()
         try:
             result = np.asarray(self._function(picture))
-        except (Exception, SystemExit, KeyboardInterrupt) as error:
+        except BaseException as error:
             if os.getpid() != process:
                 os._exit(1)
             if note is None and not isinstance(error, Exception):
                 raise  # in the caller's own process exit() and Ctrl-C are the caller's
             raise SampleError(
                 sample,
-                f"function {self._name!r} raised {type(error).__name__}: {error}",
+                f"function {self._name!r} raised {type(error).__name__}: {_words(error)}",
                 final=isinstance(error, MemoryError),
             ) from error
         if os.getpid() != process:

@@ -8,7 +8,7 @@ import operator
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, Unpack, cast
 
@@ -139,7 +139,7 @@ class Consumer:
         sample_weight: object = None,
         *,
         data: Paths | None = None,
-        files: Sequence[str | os.PathLike[str]] | None = None,
+        files: Iterable[str | os.PathLike[str]] | None = None,
         stream: str | None = None,
         address: str | None = None,
         workers: int | None = None,
@@ -325,7 +325,13 @@ def _absolute(wanted: Request) -> Request:
     spec = wanted.spec
     if spec is None or spec.data[0].startswith(HANDED):
         return wanted
-    paths = tuple(os.path.abspath(os.path.expanduser(path)) for path in spec.data)
+    try:
+        paths = tuple(os.path.abspath(os.path.expanduser(path)) for path in spec.data)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"data: got {spec.data!r:.200} in a working directory that is gone; wanted a path from "
+            "the root (/) on"
+        ) from error
     return dataclasses.replace(wanted, spec=dataclasses.replace(spec, data=paths))
 
 

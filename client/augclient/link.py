@@ -59,6 +59,8 @@ from augproto.session import Role, Session, State
 SILENCE = 10.0
 #: Seconds to reach a server and open a stream.
 CONNECT_TIMEOUT = 30.0
+#: ... and for a server that answers meanwhile to load the stream's dataset.
+LOAD_TIMEOUT = 600.0
 #: Releases and wishes that nobody waits for are sent after this (seconds) at the latest.
 LAZY = 0.02
 #: A conversation that ends sooner than this (seconds) is not begun again at once.
@@ -131,13 +133,28 @@ class Link:
                 if self._attachment is not None:
                     return
                 self._bell.expect()
-            if time.monotonic() >= deadline:
+            now = time.monotonic()
+            if now >= deadline and self._loads and now < began + LOAD_TIMEOUT:
+                deadline = now + SILENCE  # it answers, and has a large dataset to load
+            elif now >= deadline and self._loads:
+                raise ConnectTimeout(
+                    f"the server at {self.address} has not loaded the stream's dataset within "
+                    f"{LOAD_TIMEOUT:.0f} s; its log says what it is at"
+                )
+            elif now >= deadline:
                 raise ConnectTimeout(
                     f"no augserver opened the stream at {self.address} within {timeout:.0f} s. Is "
                     "it running (`augserver serve`), and is this the address that it prints?"
                 )
             self._bell.wait(deadline)
             self._bell.raise_interrupt(began, "a stream was opened")
+
+    @property
+    def _loads(self) -> bool:
+        """Whether a server that answers is at opening the stream."""
+        with self._lock:
+            silent = self._session.silence(time.monotonic())
+            return self._session.state is State.OPENING and silent < SILENCE
 
     @property
     def opened(self) -> Opened:

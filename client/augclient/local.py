@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import importlib.util
 import os
 import socket
@@ -87,7 +88,7 @@ class PrivateServer:
                     "pip install 'augserver[server]' (or name a server's address)"
                 )
         _processes[:] = [process for process in _processes if process.poll() is None]
-        mine, theirs = socket.socketpair()
+        mine, theirs = map(_above_standard, socket.socketpair())
         self._owner = os.getpid()
         with mine, theirs:
             # -P: a `random.py` beside the user's script must not become the server's.
@@ -98,6 +99,8 @@ class PrivateServer:
                 stdin=subprocess.DEVNULL,
                 # Ctrl-C in a terminal is for the program; the server ends when the program does.
                 start_new_session=True,
+                stdout=_stream(1),
+                stderr=_stream(2),
             )
             _processes.append(self._process)
             self._tie = Tie(socket.socket(fileno=mine.detach()))
@@ -200,6 +203,24 @@ def _end(process: subprocess.Popen[bytes], grace: float) -> None:
         sweep()  # it could not do so itself
     if process in _processes:
         _processes.remove(process)
+
+
+def _above_standard(pair: socket.socket) -> socket.socket:
+    """The same socket under a number that nobody takes for standard input, output or error."""
+    if pair.fileno() > 2:
+        return pair
+    with pair:  # a daemon has closed those three
+        above: int = fcntl.fcntl(pair.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
+        return socket.socket(fileno=above)
+
+
+def _stream(fd: int) -> int | None:
+    """What the server gets for output or errors: the program's own, or nothing if it has none."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return subprocess.DEVNULL
+    return None
 
 
 def shut_down() -> None:

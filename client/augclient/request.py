@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, cast
 
@@ -86,7 +86,7 @@ def request(
     sample_weight: object,
     *,
     data: Paths | None,
-    files: Sequence[str | os.PathLike[str]] | None = None,
+    files: Iterable[str | os.PathLike[str]] | None = None,
     stream: str | None,
     options: SpecOptions,
 ) -> Request:
@@ -133,6 +133,11 @@ def request(
             fields["images"] = _image_names(fields["images"])
     else:
         names = _paths(data)
+        if fields.get("pictures") is not None and len(named):
+            raise ConfigError(
+                f"{next(iter(named))}: got a value beside data= and pictures=, whose labels come "
+                "with them (label_mode); labels of your own go with files="
+            )
     code, fields["transforms"] = _with_function(fields.get("transforms", Transforms()), function)
     spec = Spec.from_wire(fields | named | {"data": names})
     own = function if callable(function) else None
@@ -146,9 +151,12 @@ def _paths(data: Paths) -> list[str]:
     return [os.fspath(path) for path in several]
 
 
-def _stat(files: Sequence[str | os.PathLike[str]]) -> dict[str, Array]:
+def _stat(files: Iterable[str | os.PathLike[str]]) -> dict[str, Array]:
     """The files as the arrays that are handed over, with their sizes and times as they are now."""
-    if isinstance(files, (str, bytes, os.PathLike)) or not len(files):
+    if isinstance(files, (str, bytes, os.PathLike)) or not isinstance(files, Iterable):
+        raise ConfigError(f"files: got {files!r:.80}; wanted a list of paths")
+    files = list(files)
+    if not files:
         raise ConfigError(f"files: got {files!r:.80}; wanted a list of at least one path")
     listed = []
     for path in files:
@@ -157,7 +165,7 @@ def _stat(files: Sequence[str | os.PathLike[str]]) -> dict[str, Array]:
             status = os.stat(absolute)
         except (OSError, TypeError, ValueError) as error:
             raise ConfigError(f"files: {path!r:.200}: {error}; wanted paths of files") from error
-        listed.append(File(absolute, status.st_size, status.st_mtime_ns))
+        listed.append(File.of(absolute, status))
     return pack(listed)
 
 
@@ -235,7 +243,14 @@ def pickled(function: PictureFunction) -> Function:
         raise ConfigError(
             "function: handing over a function needs cloudpickle: pip install 'augserver[server]'"
         ) from error
-    code = cloudpickle.dumps(function)
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    try:
+        code = cloudpickle.dumps(function)
+    except Exception as error:
+        raise ConfigError(
+            f"function: {name} cannot be handed over: {type(error).__name__}: {error}; "
+            "wanted one that closes over no locks, files or sockets"
+        ) from error
     if len(code) > MAX_FUNCTION_BYTES:
         raise ConfigError(
             f"function: got {len(code)} bytes with all that it closes over; wanted at most "
@@ -245,7 +260,6 @@ def pickled(function: PictureFunction) -> Function:
     if "." in path:
         with contextlib.suppress(OSError):  # the working directory may be gone
             path = tuple(os.getcwd() if entry == "." else entry for entry in path)
-    name = getattr(function, "__qualname__", type(function).__qualname__)
     return Function(f"{HANDED}{hashlib.sha256(code).hexdigest()[:32]}:{name[:80]}", code, path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Unpack
 
 import keras
@@ -46,7 +46,7 @@ class AugSequence(keras.utils.PyDataset):  # type: ignore[misc] # keras carries 
         sample_weight: object = None,
         *,
         data: Paths | None = None,
-        files: Sequence[str | os.PathLike[str]] | None = None,
+        files: Iterable[str | os.PathLike[str]] | None = None,
         stream: str | None = None,
         address: str | None = None,
         workers: int | None = None,

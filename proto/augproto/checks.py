@@ -62,7 +62,7 @@ def travels(value: str) -> bool:
 
 def pair(field: str, value: object, wanted: str) -> tuple[object, object]:
     """Two values."""
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
+    if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != 2:
         raise refuse(field, value, wanted)
     return value[0], value[1]
 

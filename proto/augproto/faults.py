@@ -13,6 +13,9 @@ def fault_of(error: Exception) -> Fault:
     """What the peer is told of an error that concerns the conversation, not one batch."""
     # Without what UTF-8 cannot carry: lone surrogates, as in names of strange files.
     text = str(error)[:MAX_TEXT].encode(errors="backslashreplace").decode()
+    if isinstance(error, OSError) and not isinstance(error, AugError):
+        # Descriptors, memory, a read-only /dev/shm: the system's bounds, not the peer's manners.
+        return Fault("NoRoom", f"the server's system refused it: {text}"[:MAX_TEXT])
     return Fault(type(error).__name__, text[:MAX_TEXT])
 
 

@@ -31,6 +31,11 @@ class File(NamedTuple):
     size: int
     time: int
 
+    @classmethod
+    def of(cls, path: str, status: os.stat_result) -> File:
+        """A file as it is now. (A time after the year 2262 is kept in 64 bits as it can be.)"""
+        return cls(path, status.st_size, (status.st_mtime_ns + 2**63) % 2**64 - 2**63)
+
 
 def pack(files: Iterable[File]) -> dict[str, Array]:
     """The list as arrays; paths as the file system has them."""

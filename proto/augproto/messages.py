@@ -239,7 +239,10 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Define:
-    """Server to worker: everything needed to make a stream's batches."""
+    """Server to worker: everything needed to make a stream's batches.
+
+    `roots` are the folders below which its files must lie, if a consumer has named them.
+    """
 
     stream: int
     spec: dict[str, object]
@@ -247,6 +250,7 @@ class Define:
     sources: tuple[Source, ...]
     segment: str
     slots: int
+    roots: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from augproto.segment import PREFIX, Segment
 from augproto.spec import HANDED, Spec
 from augserver.config import NO_BOUND
 from augserver.datasets.arrays import ArrayDataset, attach, load, places, write
-from augserver.datasets.listing import check_roots
+from augserver.datasets.roots import check_roots
 from augserver.datasets.store import DatasetStore
 from augserver.limits import Limit
 from augserver.memory import Memory

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image, ImageFile
 from real_data import Expected, bad_images, needs_bad_images
 
+from augproto.errors import AugError, NotAllowed
 from augproto.files import File
 from augproto.pictures import Pictures
 from augproto.spec import INTERPOLATIONS
@@ -113,7 +114,7 @@ def test_a_picture_is_bit_for_bit_what_keras_loads(
 # -- one thing at a time -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("top", [255, 256, 40000, 65535])
+@pytest.mark.parametrize("top", [256, 257, 40000, 65535])
 def test_gray_of_16_bits_is_scaled_to_8_whatever_its_brightest_value(top: int) -> None:
     values = np.linspace(0, top, 64, dtype=np.uint16).reshape(8, 8)
     pixels = decoder((8, 8), color_mode="grayscale").decode(encoded(Image.fromarray(values)))
@@ -253,3 +254,56 @@ def test_a_pipe_that_bears_a_pictures_name_is_not_waited_for(tmp_path: Path) -> 
 def test_a_folder_that_bears_a_pictures_name_is_one(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         read_bytes(listed(tmp_path), 100)
+
+
+@pytest.mark.parametrize("kind", ["int32", "uint16"])
+def test_whole_numbers_up_to_255_in_a_wide_file_are_8_bit_values(kind: str) -> None:
+    values = np.arange(256, dtype=kind).reshape(16, 16)
+    pixels = decoder((16, 16)).decode(encoded(Image.fromarray(values), "TIFF"))
+    np.testing.assert_array_equal(pixels[:, :, 0], values)
+
+
+@pytest.mark.parametrize("how", ["nearest", "box"])
+def test_the_range_of_floats_is_the_whole_picture_s_at_any_size(how: str) -> None:
+    values = np.zeros((20, 20), np.float32)
+    values[::2, ::2] = 200
+    values[1::2, 1::2] = 0.5
+    data = encoded(Image.fromarray(values), "TIFF")
+    assert decoder((20, 20), how).decode(data).max() == 200
+    assert decoder((10, 10), how).decode(data).max() <= 200
+    values[3, 3] = np.nan
+    for size in ((20, 20), (5, 5)):
+        with pytest.raises(AugError, match="gray values from"):
+            decoder(size, how).decode(encoded(Image.fromarray(values), "TIFF"))
+
+
+@needs_bad_images
+@pytest.mark.parametrize("file", [f for f in FILES if f.error and f.path.suffix == ".png"], ids=str)
+def test_damage_is_found_also_where_tags_are_asked_for(file: Expected) -> None:
+    with pytest.raises(Exception, match=r".") as refused:
+        decoder(exif_orientation=True).read(listed(file.path))
+    assert type(refused.value).__name__ == file.error
+
+
+def test_gray_with_a_transparent_value_has_keras_own_alpha(load_img: Any, tmp_path: Path) -> None:
+    stripes = np.tile(np.array([90, 110], np.uint8), (40, 20))
+    Image.fromarray(stripes).save(tmp_path / "a.png", transparency=100)
+    for how in ("nearest", "box", "bilinear"):
+        wanted = load_img(
+            tmp_path / "a.png", color_mode="rgba", target_size=(20, 20), interpolation=how
+        )
+        got = decoder((20, 20), how, color_mode="rgba").read(listed(tmp_path / "a.png"))
+        np.testing.assert_array_equal(got, np.asarray(wanted))
+
+
+def test_a_file_that_lies_elsewhere_when_it_is_opened_is_refused(tmp_path: Path) -> None:
+    for name in ("root", "secret"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(b"12345")
+        os.utime(tmp_path / name / "a.png", (1, 1))
+    file, roots = listed(tmp_path / "root" / "a.png"), [str(tmp_path / "root")]
+    assert read_bytes(file, 5, roots) == b"12345"
+    (tmp_path / "root").rename(tmp_path / "old")
+    (tmp_path / "root").symlink_to(tmp_path / "secret")
+    with pytest.raises(NotAllowed, match=r"secret/a\.png' is not below"):
+        read_bytes(file, 5, [str(tmp_path / "old")])

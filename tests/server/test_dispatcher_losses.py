@@ -300,3 +300,22 @@ def test_what_was_refused_for_want_of_workers_is_made_when_they_come_up() -> Non
     d.join(1)
     key: list[Key] = [place[:2] for a in d.assign() for place in a.places]
     assert key == [(0, 7), (0, 8)]
+
+
+def test_what_is_waited_for_is_tried_again_before_its_followers(  # each would cost three workers
+) -> None:
+    d = Dispatcher()
+    d.open(1, slots=8, steps=8)
+    d.want(1, [Run(0, 0, 8)], 0)
+    made: list[tuple[int, int]] = []
+    for worker in range(2 * MAX_ATTEMPTS):
+        d.join(worker)
+        assignments = [a for a in d.assign() if a.worker == worker]
+        place = assignments[0].places[0]
+        made.append(place[:2])
+        faults = d.leave(worker, (1, place), Loss("exited with code 3"))
+        if faults:
+            break
+    ((_, fault),) = faults
+    assert (fault.epoch, fault.step) == (0, 0)
+    assert made == [(0, 0)] * MAX_ATTEMPTS

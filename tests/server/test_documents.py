@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import importlib
 import inspect
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from augproto import errors
-from augserver.config import Config
+from augproto.pictures import COLOR_MODES, LABEL_MODES, Pictures
+from augproto.spec import POLICIES
+from augserver.config import Config, parse
+from augserver.datasets.decoding import ENDINGS
 
 ROOT = Path(__file__).parents[2]
 PROMISES = (ROOT / "docs" / "promises.md").read_text()
@@ -138,3 +143,24 @@ def test_the_check_of_texts_finds_what_is_not_there() -> None:
     pattern = _pattern("this server has no brook …; it has: …")
     assert not any(pattern.search(constant) for constant in _constants())
     assert any(_pattern("this server has no stream …; it has: …").search(c) for c in _constants())
+
+
+# -- pictures ------------------------------------------------------------------------------------
+
+
+def test_every_option_of_pictures_is_on_its_page_with_its_default() -> None:
+    page = (ROOT / "docs" / "pictures.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.MULTILINE))
+    fields = {field.name: field.default for field in dataclasses.fields(Pictures)}
+    assert {name: ast.literal_eval(text) for name, text in rows.items()} == fields
+    for mode in (*LABEL_MODES, *COLOR_MODES, *POLICIES):
+        assert f'"{mode}"' in page
+    assert all(ending in page for ending in ENDINGS)
+
+
+def test_the_page_s_own_config_is_one() -> None:
+    page = (ROOT / "docs" / "pictures.md").read_text()
+    (block,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    spec = parse(tomllib.loads(block), Path("/srv"), {}).streams["pets"]
+    assert spec.pictures == Pictures(label_mode="binary")
+    assert spec.data == ("/srv/pets/train",)

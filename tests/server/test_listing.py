@@ -101,6 +101,22 @@ def test_links_to_folders_are_not_followed_so_a_walk_ends(folder: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_link_that_leads_nowhere_is_left_out_with_a_word(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = paths(listed(folder))
+    (folder / "cat" / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "cat" / "gone.jpg").symlink_to("nowhere")
+    (folder / "loop").symlink_to("loop")
+    assert paths(listed(folder)) == whole
+    assert sum("leads nowhere" in record.getMessage() for record in caplog.records) == 2
+
+
+def test_a_folder_may_be_called_as_a_list(folder: Path) -> None:
+    whole = paths(listed(folder))
+    assert paths(listed(folder.rename(folder.with_name("pets.csv")))) == whole
+
+
 def test_a_class_may_be_a_link_to_a_folder(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (folder / "dog").rename(tmp_path / "other" / "dog")
@@ -160,8 +176,14 @@ def test_a_folder_without_classes_or_without_anything_is_refused(tmp_path: Path)
     with pytest.raises(ConfigError, match="none: No such file"):
         listed(tmp_path / "none")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="file: Not a directory"):
+    with pytest.raises(ConfigError, match=r"file lists no file; wanted a header"):
         listed(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(ConfigError, match=r"pipe\.csv' is no regular file; wanted a folder or"):
+        listed(tmp_path / "pipe.csv")
+    (tmp_path / "wide.csv").write_text("file\na.png\n", encoding="utf-16")
+    with pytest.raises(ConfigError, match=r"is in UTF-16; wanted UTF-8"):
+        listed(tmp_path / "wide.csv")
 
 
 # -- lists ---------------------------------------------------------------------------------------
@@ -195,17 +217,28 @@ def test_a_list_gives_numbers_where_labels_are_numbers(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "pictures", "complaint"),
     [
-        ("", {}, r"has the header \[\]; wanted a header with 'file' and 'label'"),
+        ("", {}, r"lists no file; wanted a header with 'file' and 'label'"),
         ("file\nloose.bmp\n", {}, r"wanted a header with 'file' and 'label'"),
         ("file,file,label\na,b,c\n", {}, r"wanted a header"),
         ("file,label\n", {}, r"lists no file"),
-        ("file,label\nloose.bmp\n", {}, r"row 2: got 1 values; wanted 2"),
+        ("file,label\nloose.bmp\n", {}, r"line 2: got 1 values; wanted 2"),
+        ("\n\nfile,label\n\n\nloose.bmp,a\nnone.bmp,a\n", {}, r"line 7: '.*none\.bmp'"),
+        ("file,label\n,a\n", {}, r"line 2: got an empty value; wanted 'file' and 'label'"),
+        ("file,label\nloose.bmp, \n", {}, r"line 2: got an empty value"),
         ("file,label\nnone.bmp,a\n", {}, r"line 2: '.*none\.bmp': .*No such file"),
         ("file,label\na\0b,a\n", {}, r"line 2|no \.csv"),
         ('file,label\n"loose.bmp,a\n', {}, r"is no \.csv: .*; wanted a header"),
         ("file,label\nloose.bmp,fish\n", {"class_names": ["cat"]}, r"label 'fish' is not in .*cat"),
-        ("file,label\nloose.bmp,x\n", {"label_mode": "number"}, r"label: .*wanted numbers"),
-        ("file,label\nloose.bmp,nan\n", {"label_mode": "number"}, r"not finite"),
+        (
+            "file,label\nloose.bmp,x\n",
+            {"label_mode": "number"},
+            r"line 2: label: could not convert",
+        ),
+        (
+            "file,label\nloose.bmp,nan\n",
+            {"label_mode": "number"},
+            r"line 2: label: got 'nan'; wanted a number that is finite",
+        ),
         ("file,label\nloose.bmp,x\n", {"label_mode": "binary"}, r"'binary' for 1 classes"),
     ],
 )

@@ -50,10 +50,16 @@ def test_skip_leaves_the_others_in_their_order() -> None:
     assert rows.made() == Made(2, (BadSample(5, "5.jpg", "no 5"), BadSample(7, "7.jpg", "no 7")))
 
 
-def test_skip_gives_up_a_batch_of_which_nothing_is_left() -> None:
-    rows = Rows(sampler(2, 1), 0, 1, "skip")
-    with pytest.raises(SampleError, match=r"no 1\. No sample of this batch is left .*substitute"):
-        rows.without(bad(1))
+def test_where_nothing_is_left_to_skip_one_substitute_stands_for_the_batch() -> None:
+    rows = Rows(sampler(8, 2), 0, 3, "skip")
+    rows.without(bad(6), bad(7))
+    assert (rows.drawn.tolist(), rows.taken.tolist()) == ([6], [0]), (
+        "the one after 7, round the end"
+    )
+    rows.without(bad(0))
+    assert rows.taken.tolist() == [1]
+    assert rows.made().samples == 1
+    assert [b.sample for b in rows.made().bad] == [6, 7]
 
 
 def test_substitute_takes_the_next_sample_with_the_draws_of_the_first() -> None:
@@ -80,7 +86,7 @@ def test_substitutes_are_not_looked_for_for_ever() -> None:
     rows = Rows(sampler(1000, 1), 0, 0, "substitute")
     for sample in range(MAX_SUBSTITUTES):
         rows.without(bad(sample))
-    with pytest.raises(SampleError, match=r"None of the 64 samples after sample 0 can be made"):
+    with pytest.raises(SampleError, match=r"None of the 64 samples after it can be made"):
         rows.without(bad(MAX_SUBSTITUTES))
     assert rows.taken.tolist() == [MAX_SUBSTITUTES]
 
@@ -254,9 +260,9 @@ def test_no_file_is_read_twice_for_one_batch(
     opened: list[str] = []
     read = decoding.read_bytes
 
-    def noting(file: File, most: int) -> bytes:
+    def noting(file: File, most: int, roots: tuple[str, ...]) -> bytes:
         opened.append(file.path)
-        return read(file, most)
+        return read(file, most, roots)
 
     monkeypatch.setattr(decoding, "read_bytes", noting)
     arrays = numbered_files(tmp_path, 12, broken={1, 3})

@@ -20,6 +20,7 @@ from processes import alive, descendants, python, serving, wait_until, workers
 
 from augclient import Batch, Consumer, local
 from augclient.link import Link
+from augclient.request import SpecOptions
 from augproto.errors import (
     BatchTimeout,
     ConfigError,
@@ -461,3 +462,73 @@ def test_the_last_epochs_of_one_consumer_are_the_first_of_another() -> None:
         for epoch in range(3):
             list(two.epoch(epoch))
         assert _bytes([b.copy() for b in two.epoch(5)]) == ahead
+
+
+DAEMON = """
+import os, sys
+os.closerange(0, 3)
+import numpy as np
+from augclient import Consumer
+def f(picture):
+    print("hello")
+    return picture
+with Consumer(np.zeros((40, 8, 8, 3)), workers=1, function=f, batch_size=20) as consumer:
+    steps = [batch.step for batch in consumer.epoch(0)]
+with open(sys.argv[1], "w") as file:
+    file.write(str(steps))
+"""
+
+
+def test_a_daemon_without_standard_streams_is_served_like_anybody(tmp_path: Path) -> None:
+    answer = tmp_path / "answer"
+    python(DAEMON, str(answer))
+    assert answer.read_text() == "[0, 1]"
+
+
+def test_a_function_that_cannot_be_handed_over_is_refused_with_its_name() -> None:
+    lock = threading.Lock()
+
+    def holds_a_lock(picture: Any) -> Any:
+        with lock:
+            return picture
+
+    with pytest.raises(ConfigError, match=r"function: .*holds_a_lock.* cannot be handed over"):
+        Consumer(np.zeros((4, 2, 2, 3)), workers=1, function=holds_a_lock)
+
+
+def test_a_folder_for_sockets_that_cannot_be_is_a_config_error_with_its_remedy() -> None:
+    program = (
+        "import numpy as np; from augclient import Consumer; Consumer(np.zeros((4, 2)), workers=1)"
+    )
+    ran = python(program, XDG_RUNTIME_DIR="/proc/nope")
+    assert "augproto.errors.ConfigError: /proc/nope/augserver: cannot make the folder" in ran.stderr
+    assert ran.stderr.count("Traceback") == 1, "the program's own"
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_whatever_a_function_raises_is_a_bad_sample_with_its_number(count: int) -> None:
+    class Strange(BaseException):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    def raises(picture: Any) -> Any:
+        if picture[0, 0, 0] == 3:
+            raise Strange
+        return picture
+
+    x = np.repeat(np.arange(6, dtype=np.float32), 12).reshape(6, 2, 2, 3)
+    options: SpecOptions = {
+        "batch_size": 6, "shuffle": False, "function": raises, "bad_samples": "skip",
+    }  # fmt: skip
+    if count == 0:  # in the caller's own process such an exception is the caller's
+        with (
+            Consumer(x, workers=0, **options) as consumer,
+            pytest.raises(Strange),
+        ):
+            consumer.get(0, 0)
+        return
+    with Consumer(x, workers=count, **options) as consumer:
+        assert np.asarray(consumer.get(0, 0).x)[:, 0, 0, 0].tolist() == [0, 1, 2, 4, 5]
+        (bad,) = consumer.bad_samples(0)
+        assert bad.sample == 3
+        assert "raised Strange: (its text cannot be had: RuntimeError)" in bad.reason

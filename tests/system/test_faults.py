@@ -151,7 +151,7 @@ def test_where_a_function_hangs_is_in_the_log_and_in_the_error(strict: Faulty) -
         strict.flag("hold", up=False)
         assert data(consumer.get(0, 2)) == TRUTH[2]
         assert data(consumer.get(0, 1)) == TRUTH[1], "asked for again, it is tried again"
-    assert "3 times: worked on one assignment for more than 1 s" in str(caught.value)
+    assert "3 times: got on with nothing for more than 1 s" in str(caught.value)
     assert caught.value.sample == 13
     assert "in wait_for_the_gate\n" in caught.value.traceback
     assert "faulty_functions.py" in caught.value.traceback
@@ -201,7 +201,7 @@ def test_a_worker_that_cannot_be_killed_keeps_its_slots_and_is_replaced(
         assert being_written(ring, 1) == [mine], "nobody has got its slot"
         (freezer / "freezer.state").write_text("THAWED")
         wait_until(lambda: not alive(frozen), "the thawed worker to die")
-        logged(strict, f"(pid {frozen}) worked on one assignment for more than 1 s", since)
+        logged(strict, f"(pid {frozen}) got on with nothing for more than 1 s", since)
         epochs(consumer, 6, 7, 8, 9)
         assert [data(batch) for batch in kept] == TRUTH[:2]
 

@@ -413,3 +413,43 @@ def test_what_kills_a_worker_over_a_picture_is_told_with_its_file(pets: Path) ->
         assert raised.value.path == str(pets / "cat" / "06.png")
         assert f"exited with code 3, at sample 3 ({pets}/cat/06.png)" in str(raised.value)
         assert np.asarray(consumer.get(0, 2).x)[:, 0, 0, 0].tolist() == [8, 10]
+
+
+def test_a_batch_that_takes_longer_than_the_deadline_but_gets_on_is_not_killed(
+    pets: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "augserver.toml"
+    config.write_text(
+        '[server]\nworkers = 1\nworker_deadline = 0.5\nallow_transforms = ["time:sleep"]\n'
+        '[streams.slow]\ndata = "pets"\ntarget_size = [8, 8]\nbatch_size = 6\n'
+        'pictures = { class_names = ["cat"] }\ntransforms = { function = "slowly:slowly" }\n'
+    )
+    (tmp_path / "slowly.py").write_text(
+        "import time\ndef slowly(picture):\n    time.sleep(0.3)\n    return picture\n"
+    )
+    address = f"ipc://{tmp_path}/slow"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+        with (
+            serving(address, "--config", str(config)),
+            Consumer(stream="slow", address=address) as consumer,
+        ):
+            assert len(np.asarray(consumer.get(0, 0).x)) == 6
+            assert health.ask(address, 10)[1].restarts == 0
+
+
+def test_a_list_that_is_a_pipe_stops_nobody_s_load(server: str, pets: Path) -> None:
+    os.mkfifo(pets / "pipe.csv")
+    options: SpecOptions = {"target_size": (8, 8), "pictures": {"max_pixels": 1000}}
+    with pytest.raises(ConfigError, match="is no regular file"):
+        Consumer(data=pets / "pipe.csv", address=server, **options)
+    with Consumer(stream="pets", address=server) as consumer:
+        consumer.get(0, 0)
+
+
+def test_paths_may_come_from_a_generator_and_labels_only_with_files(pets: Path) -> None:
+    paths = (path for path in sorted((pets / "cat").iterdir()))
+    with Consumer(files=paths, y=np.arange(6), workers=0, target_size=(8, 8)) as consumer:
+        assert consumer.samples == 6
+    with pytest.raises(ConfigError, match=r"y: got a value beside data= and pictures="):
+        Consumer(data=pets, y=np.arange(6), workers=0, target_size=(8, 8), pictures={})
