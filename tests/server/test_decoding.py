@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from keras_own import keras_module
 from PIL import Image, ImageFile
 from real_data import Expected, bad_images, needs_bad_images
 
@@ -82,15 +81,9 @@ def test_what_pillow_turns_white_or_black_keeps_its_grays(file: Expected) -> Non
 
 
 @pytest.fixture(scope="module")
-def load_img() -> Iterator[Any]:
+def load_img() -> Any:
     """Keras's own."""
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what importing them warns of is theirs to mend
-        for name in (os.environ["KERAS_BACKEND"], "keras"):
-            pytest.importorskip(name, reason=f"{name} is not installed: nothing to compare with")
-        yield importlib.import_module("keras.src.utils.image_utils").load_img
+    return keras_module("keras.src.utils.image_utils").load_img
 
 
 @pytest.mark.parametrize("color_mode", ["rgb", "rgba", "grayscale"])

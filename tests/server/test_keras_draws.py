@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import random
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from keras_own import keras_module
 from PIL import Image
 
 from augproto.errors import AugError, ConfigError
@@ -34,14 +32,8 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(scope="module")
 def keras() -> Iterator[ModuleType]:
     """The module with Keras's `ImageDataGenerator`."""
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what importing them warns of is theirs to mend
-        for name in (os.environ["KERAS_BACKEND"], "keras"):
-            pytest.importorskip(name, reason=f"{name} is not installed: nothing to compare with")
-        image = importlib.import_module("keras.src.legacy.preprocessing.image")
-        config = importlib.import_module("keras").config
+    image = keras_module("keras.src.legacy.preprocessing.image")
+    config = keras_module("keras").config
     before = config.image_data_format()
     yield image
     config.set_image_data_format(before)

@@ -12,20 +12,18 @@ says so; the former is tested by itself, for the latter the test sets the global
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import itertools
-import os
 import pickle
 import random
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from keras_own import keras_module
 from numpy.typing import NDArray
 
 from augproto.errors import ConfigError
@@ -122,14 +120,8 @@ FUNCTIONS = (mirror_new, mirror_given, turn_to_double, spoil)
 @pytest.fixture(scope="module")
 def keras() -> Iterator[ModuleType]:
     """The module with Keras's `ImageDataGenerator`."""
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what importing them warns of is theirs to mend
-        for name in (os.environ["KERAS_BACKEND"], "keras"):
-            pytest.importorskip(name, reason=f"{name} is not installed: nothing to compare with")
-        image = importlib.import_module("keras.src.legacy.preprocessing.image")
-        config = importlib.import_module("keras").config
+    image = keras_module("keras.src.legacy.preprocessing.image")
+    config = keras_module("keras").config
     before = config.image_data_format()
     yield image
     config.set_image_data_format(before)

@@ -12,28 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from one_truth import TRANSFORMS, bytes_of, two_epochs
 from plain_reference import digest
 from processes import alive, serving, wait_until, workers
 from real_data import CIFAR10, needs_cifar10
 
-from augclient import Batch, Consumer, local
+from augclient import Consumer, local
 from augclient.request import SpecOptions
 
 SEED = (1 << 40) + 7
 BATCH = 48
-TRANSFORMS: dict[str, object] = {
-    "rotation_range": 30,
-    "height_shift_range": 0.1,
-    "width_shift_range": 0.2,
-    "shear_range": 8,
-    "zoom_range": 0.2,
-    "channel_shift_range": 20,
-    "horizontal_flip": True,
-    "brightness_range": (0.7, 1.3),
-    "rescale": 1 / 255,
-    "featurewise_mean": np.float32(0.5),
-    "featurewise_std": np.float32(0.25),
-}
 OPTIONS: SpecOptions = {"batch_size": BATCH, "seed": SEED, "transforms": TRANSFORMS}
 
 pytestmark = needs_cifar10
@@ -65,31 +53,19 @@ def _fresh_private_server() -> Iterator[None]:
     local.shut_down()
 
 
-def _bytes(batch: Batch) -> bytes:
-    return b"".join(np.asarray(a).tobytes() for a in (batch.x, batch.y, batch.sample_weight))
-
-
-def _two_epochs(consumer: Consumer) -> str:
-    sha = hashlib.sha256()
-    for epoch in range(2):
-        for batch in consumer.epoch(epoch):
-            sha.update(_bytes(batch))
-    return sha.hexdigest()
-
-
 @pytest.mark.parametrize("count", [0, 1, 2, 4])
-def test_a_private_server_with_any_number_of_workers_gives_the_reference_bytes(
+def test_a_private_server_with_any_number_of_workers_gives_the_referencebytes_of(
     count: int, pictures: tuple[Any, Any, Any], truth: str
 ) -> None:
     with Consumer(*pictures, workers=count, **OPTIONS) as consumer:
-        assert _two_epochs(consumer) == truth
+        assert two_epochs(consumer) == truth
         if count:
             assert local._server is not None
             assert len(workers(local._server.pid)) == count
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_a_standalone_server_gives_the_reference_bytes(
+def test_a_standalone_server_gives_the_referencebytes_of(
     count: int, archive: Path, truth: str, tmp_path: Path
 ) -> None:
     config = tmp_path / "augserver.toml"
@@ -101,7 +77,7 @@ def test_a_standalone_server_gives_the_reference_bytes(
             "pictures", "labels", "weights", data=str(archive), address=address, **OPTIONS
         ) as consumer,
     ):
-        assert _two_epochs(consumer) == truth
+        assert two_epochs(consumer) == truth
 
 
 def test_batches_asked_for_by_index_in_a_random_order_are_the_same(
@@ -110,7 +86,7 @@ def test_batches_asked_for_by_index_in_a_random_order_are_the_same(
     keys = [(epoch, step) for epoch in range(2) for step in range(-(-len(pictures[0]) // BATCH))]
     shuffled = random.Random(5).sample(keys, len(keys))
     with Consumer(*pictures, workers=2, **OPTIONS) as consumer:
-        got = {key: _bytes(consumer.get(*key)) for key in shuffled}
+        got = {key: bytes_of(consumer.get(*key)) for key in shuffled}
     assert hashlib.sha256(b"".join(got[key] for key in keys)).hexdigest() == truth
 
 
@@ -125,7 +101,7 @@ def test_killing_workers_at_random_changes_no_byte(
         server = local._server.pid
         for epoch in range(2):
             for batch in consumer.epoch(epoch):
-                sha.update(_bytes(batch))
+                sha.update(bytes_of(batch))
                 if batch.step % 20 == 10:
                     wait_until(lambda: bool(workers(server)), "a worker to kill")
                     victim = chance.choice(workers(server))

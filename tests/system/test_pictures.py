@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import plain_reference
 import pytest
+from one_truth import TRANSFORMS, bytes_of, two_epochs
 from PIL import Image
 from processes import alive, python, serving, wait_until, workers
 from real_data import BAD_IMAGES, DOGS_CATS, bad_images, needs_bad_images, needs_dogs_cats
 
-from augclient import Batch, Consumer, local
+from augclient import Consumer, local
 from augclient.request import SpecOptions
 from augproto.errors import ConfigError, NotAllowed, WorkerError
 from augserver import health
@@ -29,19 +30,6 @@ from augserver import health
 SIDE = 224
 SEED = 9
 BATCH = 16
-TRANSFORMS: dict[str, object] = {
-    "rotation_range": 30,
-    "height_shift_range": 0.1,
-    "width_shift_range": 0.2,
-    "shear_range": 8,
-    "zoom_range": 0.2,
-    "channel_shift_range": 20,
-    "horizontal_flip": True,
-    "brightness_range": (0.7, 1.3),
-    "rescale": 1 / 255,
-    "featurewise_mean": np.float32(0.5),
-    "featurewise_std": np.float32(0.25),
-}
 OPTIONS: SpecOptions = {
     "pictures": {"label_mode": "categorical"},
     "target_size": (SIDE, SIDE),
@@ -59,18 +47,6 @@ def _fresh_private_server() -> Iterator[None]:
     local.shut_down()  # a shared one would keep the workers of the test before
     yield
     local.shut_down()
-
-
-def bytes_of(batch: Batch) -> bytes:
-    return b"".join(np.asarray(a).tobytes() for a in (batch.x, batch.y))
-
-
-def two_epochs(consumer: Consumer) -> str:
-    sha = hashlib.sha256()
-    for epoch in range(2):
-        for batch in consumer.epoch(epoch):
-            sha.update(bytes_of(batch))
-    return sha.hexdigest()
 
 
 # -- one truth -----------------------------------------------------------------------------------
