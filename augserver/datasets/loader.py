@@ -27,14 +27,19 @@ class Loader:
         self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = (
             queue.SimpleQueue()
         )
+        self._lock = threading.Lock()
         self._threads = 0
+        self._unfinished = 0
 
     def submit(self, load: Callable[[], T]) -> Future[T]:
         """Have this called in one of the threads."""
         future: Future[T] = Future()
         self._waiting.put((future, load))
-        if self._threads < AT_ONCE:
-            self._threads += 1
+        with self._lock:
+            self._unfinished += 1
+            more = self._threads < min(AT_ONCE, self._unfinished)
+            self._threads += more
+        if more:  # a thread costs memory, so only as many as are at work together
             threading.Thread(target=self._run, name="augserver-loader", daemon=True).start()
         return future
 
@@ -43,9 +48,19 @@ class Loader:
             future, load = self._waiting.get()
             if future.set_running_or_notify_cancel():
                 try:
-                    future.set_result(load())
+                    result = load()
                 except BaseException as error:
+                    self._finished()
                     future.set_exception(error)
+                else:
+                    self._finished()
+                    future.set_result(result)
+            else:
+                self._finished()
+
+    def _finished(self) -> None:
+        with self._lock:
+            self._unfinished -= 1
 
     def close(self) -> None:
         """Begin nothing more; what is being loaded is left to itself."""

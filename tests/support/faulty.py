@@ -135,6 +135,8 @@ def faulty(folder: Path, *, deadline: float = 60.0, cgroup: Path | None = None) 
     config = folder / "augserver.toml"
     config.write_text(
         f"[server]\nworkers = 2\nworker_deadline = {deadline}\n"
+        '[streams.long]\ndata = "long.csv"\ntarget_size = [8, 8]\n'
+        'pictures = { label_mode = "none" }\n'
         '[streams.gate]\ndata = "pictures.npz"\nx = "x"\nbatch_size = 8\nshuffle = false\n'
         '[streams.gate.transforms]\nfunction = "faulty_functions:gate"\n'
     )

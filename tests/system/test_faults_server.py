@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import zmq
 from faulty import Faulty, faulty
-from processes import alive, descendants, wait_until
+from processes import alive, descendants, python, wait_until
 
 from augproto.messages import (
     VERSION,
@@ -145,30 +146,47 @@ def test_an_end_with_a_stopped_forkserver_takes_everything_along(server: Faulty)
     wait_until(lambda: not any(map(alive, below)), "all its processes to end")
 
 
-def _opens(pipe: Path, ends: list[int]) -> bool:
-    try:
-        ends.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
-    except OSError:  # nobody reads
-        return False
-    return True
+def _has_open(pid: int, path: Path) -> bool:
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if fd.readlink() == path:
+                return True
+    return False
 
 
 def test_an_end_in_the_middle_of_a_load_does_not_wait_for_it(tmp_path: Path) -> None:
+    listed = tmp_path / "long.csv"
+    listed.write_text("file\n" + "long.csv\n" * 500_000)  # seconds of listing
     with faulty(tmp_path) as server:
-        # A pipe that is open at the other end, and says nothing, is read for ever.
-        (tmp_path / "pictures.npz").unlink()
-        os.mkfifo(tmp_path / "pictures.npz")
         talker = Talker(server.address)
         talker.say(Hello(VERSION, "test", os.getpid()))
         talker.hear(Welcome)
-        talker.say(Open("gate", None, 4))
-        ends: list[int] = []
-        wait_until(lambda: _opens(tmp_path / "pictures.npz", ends), "the load to begin")
+        talker.say(Open("long", None, 4))
+        wait_until(lambda: _has_open(server.process.pid, listed), "the load to begin")
         server.process.terminate()
         assert talker.hear(Bye) == Bye("SIGTERM was received")
         ended(server)
         talker.close()
-        os.close(ends[0])
+
+
+ENDLESS = """
+import threading, sys
+from augserver.datasets.loader import Loader
+loader, begun = Loader(), threading.Event()
+def load():
+    begun.set()
+    threading.Event().wait(1000)
+loader.submit(load)
+waiting = [loader.submit(load) for _ in range(5)]
+assert begun.wait(30)
+loader.close()
+print(sum(future.cancelled() for future in waiting))
+"""
+
+
+def test_a_load_that_never_ends_lets_its_process_end() -> None:
+    done = python(ENDLESS, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
 
 
 @pytest.mark.parametrize("flag", ["no-worker", "no-forkserver"])
