@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from keras_own import keras_module
+from keras_own import image_data_generators
 from PIL import Image
 
 from augproto.errors import AugError, ConfigError
@@ -32,11 +32,7 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(scope="module")
 def keras() -> Iterator[ModuleType]:
     """The module with Keras's `ImageDataGenerator`."""
-    image = keras_module("keras.src.legacy.preprocessing.image")
-    config = keras_module("keras").config
-    before = config.image_data_format()
-    yield image
-    config.set_image_data_format(before)
+    yield from image_data_generators()
 
 
 def batches(recipe: Recipe, epochs: int) -> Iterator[dict[str, Array]]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from keras_own import keras_module
+from keras_own import image_data_generators
 from numpy.typing import NDArray
 
 from augproto.errors import ConfigError
@@ -120,11 +120,7 @@ FUNCTIONS = (mirror_new, mirror_given, turn_to_double, spoil)
 @pytest.fixture(scope="module")
 def keras() -> Iterator[ModuleType]:
     """The module with Keras's `ImageDataGenerator`."""
-    image = keras_module("keras.src.legacy.preprocessing.image")
-    config = keras_module("keras").config
-    before = config.image_data_format()
-    yield image
-    config.set_image_data_format(before)
+    yield from image_data_generators()
 
 
 def some_transforms(rng: np.random.Generator, shape: tuple[int, ...], channel_axis: int) -> Any:

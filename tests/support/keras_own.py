@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -20,3 +21,12 @@ def keras_module(name: str) -> ModuleType:
             reason = f"{needed} is not installed: nothing to compare with"
             pytest.importorskip(needed, reason=reason)
         return importlib.import_module(name)
+
+
+def image_data_generators() -> Iterator[ModuleType]:
+    """The module with Keras's `ImageDataGenerator`; the image format is as before afterwards."""
+    image = keras_module("keras.src.legacy.preprocessing.image")
+    config = keras_module("keras").config
+    before = config.image_data_format()
+    yield image
+    config.set_image_data_format(before)
