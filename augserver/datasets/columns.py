@@ -18,6 +18,7 @@ from augproto.pictures import Pictures
 from augproto.spec import HANDED, LABEL, PICTURE, Spec
 from augserver.datasets.decoding import Decoder, FileUnavailable
 from augserver.datasets.listing import base_of
+from augserver.datasets.roots import Roots
 from augserver.transforms import SampleError
 
 Array = npt.NDArray[Any]
@@ -71,7 +72,7 @@ class PictureFiles:
     """Pictures that are read when they are asked for."""
 
     def __init__(
-        self, table: FileTable, spec: Spec, pictures: Pictures, roots: tuple[str, ...]
+        self, table: FileTable, spec: Spec, pictures: Pictures, roots: Roots | None
     ) -> None:
         assert spec.target_size is not None, "a spec of pictures has a size"
         self.table = table
@@ -132,7 +133,9 @@ class Columns:
         self._files = table = FileTable(arrays, "" if handed else base_of(spec.data[0]))
         own = {name: array for name, array in arrays.items() if not name.startswith("files.")}
         self.by_name = {name: ArrayColumn(array) for name, array in own.items()}
-        self.by_name[PICTURE] = PictureFiles(table, spec, spec.pictures, roots)
+        self.by_name[PICTURE] = PictureFiles(
+            table, spec, spec.pictures, Roots(roots) if roots else None
+        )
         if spec.pictures.classified:
             self._classify(spec.pictures, own)
 

@@ -14,7 +14,7 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +40,7 @@ from PIL import (  # noqa: F401
 from augproto.errors import AugError
 from augproto.files import File
 from augproto.pictures import Pictures
-from augserver.datasets.roots import check_roots
+from augserver.datasets.roots import Roots
 from augserver.transforms.resize import RESAMPLING
 
 #: Endings, in lower case, of the files that a folder is searched for.
@@ -94,7 +94,7 @@ class Decoder:
     pictures: Pictures
     size: tuple[int, int]
     interpolation: str
-    roots: tuple[str, ...] = ()
+    roots: Roots | None = None
 
     def read(self, file: File) -> Pixels:
         """The picture of a file: uint8 (height, width, channels).
@@ -130,7 +130,7 @@ class Decoder:
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def read_bytes(file: File, most: int, roots: Sequence[str] = ()) -> bytes:
+def read_bytes(file: File, most: int, roots: Roots | None = None) -> bytes:
     """A file's bytes, if it is the file that was listed.
 
     Args:
@@ -157,8 +157,8 @@ def read_bytes(file: File, most: int, roots: Sequence[str] = ()) -> bytes:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, _IRREGULAR)
-        if roots:
-            check_roots([os.readlink(f"/proc/self/fd/{fd}")], roots)
+        if roots is not None:
+            roots.check(os.readlink(f"/proc/self/fd/{fd}"))
         if File.of(file.path, status) != file:
             raise FileUnavailable(
                 f"the file has changed: {status.st_size} bytes of time {status.st_mtime_ns}, but "

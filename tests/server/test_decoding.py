@@ -19,6 +19,7 @@ from augproto.files import File
 from augproto.pictures import Pictures
 from augproto.spec import INTERPOLATIONS
 from augserver.datasets.decoding import Decoder, FileUnavailable, read_bytes
+from augserver.datasets.roots import Roots
 
 FILES = bad_images()
 READABLE = [file for file in FILES if not file.error]
@@ -294,9 +295,9 @@ def test_a_file_that_lies_elsewhere_when_it_is_opened_is_refused(tmp_path: Path)
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(b"12345")
         os.utime(tmp_path / name / "a.png", (1, 1))
-    file, roots = listed(tmp_path / "root" / "a.png"), [str(tmp_path / "root")]
+    file, roots = listed(tmp_path / "root" / "a.png"), Roots([str(tmp_path / "root")])
     assert read_bytes(file, 5, roots) == b"12345"
     (tmp_path / "root").rename(tmp_path / "old")
     (tmp_path / "root").symlink_to(tmp_path / "secret")
     with pytest.raises(NotAllowed, match=r"secret/a\.png' is not below"):
-        read_bytes(file, 5, [str(tmp_path / "old")])
+        read_bytes(file, 5, Roots([str(tmp_path / "old")]))

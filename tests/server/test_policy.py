@@ -15,6 +15,7 @@ from augproto.files import File, pack
 from augproto.pictures import Pictures
 from augproto.spec import Spec
 from augproto.transforms import Transforms
+from augserver.datasets.roots import Roots
 from augserver.policy import MAX_SUBSTITUTES, BadSample, Made, Rows
 from augserver.recipe import Recipe
 from augserver.sampling import Sampler
@@ -260,7 +261,7 @@ def test_no_file_is_read_twice_for_one_batch(
     opened: list[str] = []
     read = decoding.read_bytes
 
-    def noting(file: File, most: int, roots: tuple[str, ...]) -> bytes:
+    def noting(file: File, most: int, roots: Roots | None) -> bytes:
         opened.append(file.path)
         return read(file, most, roots)
 
