@@ -1,6 +1,6 @@
-# Three images in one file: `server` (the default), `trainer` (the thin client with Keras on JAX,
-# for docker-compose.yml's profile "train"), and the stages that build them. Building one does not
-# build the other.
+# Two images in one file, and the stages that build them: `server` (the default), which runs
+# `augserver serve` and `augserver worker`, and `trainer` (the thin client with Keras on JAX, for
+# docker-compose.yml's profile "train"). Building one does not build the other.
 
 FROM python:3.11-slim AS wheel
 WORKDIR /src
@@ -26,8 +26,10 @@ RUN --mount=type=cache,target=/cache/pip PIP_CACHE_DIR=/cache/pip \
 # The user and the folder that both ends share: a socket and shared memory are their owner's alone,
 # so a consumer in another container must be the same user.
 FROM python:3.11-slim AS base
+# A volume that is mounted over one of these folders for the first time takes over its owner and mode.
 RUN useradd --uid 1000 --create-home augserver \
-    && install --directory --owner=1000 --group=1000 --mode=0700 /run/augserver
+    && install --directory --owner=1000 --group=1000 --mode=0700 \
+        /run/augserver /etc/augserver /etc/augserver/server /etc/augserver/worker
 ENV PATH=/opt/augserver/bin:$PATH PYTHONUNBUFFERED=1
 WORKDIR /srv/augserver
 USER 1000
@@ -40,7 +42,10 @@ CMD ["python", "train.py"]
 
 FROM base AS server
 COPY --from=server-packages /opt/augserver /opt/augserver
-ENV AUGSERVER_LISTEN=ipc:///run/augserver/ctl.sock
+# Kernels are compiled here, for the processor of this machine; another one compiles its own at its
+# first start. A volume that is mounted there for the first time gets a copy.
+ENV AUGSERVER_LISTEN=ipc:///run/augserver/ctl.sock NUMBA_CACHE_DIR=/run/augserver/kernels
+RUN augserver warmup
 HEALTHCHECK --interval=5s --timeout=10s --start-period=30s --retries=3 CMD ["augserver", "health"]
 ENTRYPOINT ["augserver"]
 CMD ["serve"]

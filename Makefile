@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # TORCH=1 adds PyTorch to the tests (the pinned CPU build); without it its tests skip.
 TORCH  ?=
 
-.PHONY: help demo test check lint types contracts quick fuzz residue bench clean
+.PHONY: help demo test check lint types contracts quick fuzz containers residue bench clean
 
 help:
 	@echo "make demo    train a small Keras model on augmented batches (about two minutes)"
@@ -16,7 +16,8 @@ help:
 	@echo "make check   lint, types, import contracts, quick tests"
 	@echo "make residue 200 rounds of kill -9 against everything, and a look at what is left"
 	@echo "make fuzz    hostile peers on every socket, FRAMES=100000 on each (a quarter of an hour)"
-	@echo "make bench   the measurements of tests/bench (minutes; needs a quiet machine)"
+	@echo "make containers  docker-compose.yml on the Docker engine that answers (three minutes)"
+	@echo "make bench   ours beside its peers, as a table in bench-table.md (half an hour; TORCH=1)"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -33,7 +34,7 @@ $(VENV)/.check: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python
-	$(PIP) install -e '.[server,tensorflow,jax]' --group dev
+	$(PIP) install -e '.[server,tensorflow,jax,bench]' --group dev
 	@touch $@ $(VENV)/.check $(VENV)/.demo
 
 $(VENV)/.torch: pyproject.toml | $(VENV)/.test
@@ -66,11 +67,16 @@ FRAMES ?= 100000
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/system/fuzz_rounds.py $(FRAMES)
 
-bench: $(VENV)/.test
-	$(BIN)/python tests/bench/throughput.py
-	$(BIN)/python tests/bench/photographs.py
+# OpenCV, torch (TORCH=1) and grain are peers; whoever is missing is left out with a word.
+bench: $(VENV)/.test $(if $(TORCH),$(VENV)/.torch)
+	$(PIP) install -e '.[bench]' --group bench
+	$(BIN)/python tests/bench/table.py bench-table.md
 	$(BIN)/python tests/bench/control_plane.py
 	$(BIN)/python tests/bench/memory_flat.py
+
+# On whatever Docker engine answers.
+containers: $(VENV)/.test
+	$(BIN)/pytest tests/system/test_compose.py
 
 residue: $(VENV)/.check
 	$(BIN)/python tests/support/residue_rounds.py 200

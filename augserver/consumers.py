@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
+from augproto.codec import decode, encode
 from augproto.errors import (
     AugError,
     ConfigError,
     LocalProtocolError,
+    NotAllowed,
     RemoteProtocolError,
     SessionLost,
 )
@@ -24,34 +26,43 @@ from augproto.faults import fault_of
 from augproto.messages import (
     MAX_BAD,
     VERSION,
+    Announce,
+    AreFiles,
     AskStatus,
     Bad,
     Bye,
     Close,
     Define,
+    Enlist,
     Fault,
+    Filled,
     Forget,
     Heartbeat,
     Hello,
     Message,
+    Offer,
     Open,
     Place,
     Status,
+    Upload,
+    Walk,
     Want,
     Welcome,
-    decode,
-    encode,
 )
 from augproto.ring import MAX_SLOTS
 from augproto.session import Role, Session, State
-from augproto.spec import MAX_EPOCH, Spec
+from augproto.spec import HANDED, MAX_EPOCH, Spec
+from augserver import shipping
 from augserver.config import Config
-from augserver.conversation import Conversation, open_stream, spec_of
+from augserver.conversation import Conversation, Ringed, open_stream, roots_of, spec_of
 from augserver.crew import Crew
 from augserver.datasets.arrays import ArrayDataset
+from augserver.datasets.handed import HandedStore
+from augserver.datasets.looking import Lookout
 from augserver.datasets.store import DatasetStore
 from augserver.dispatcher import Dispatcher
 from augserver.memory import Memory
+from augserver.remotes import Remotes
 
 #: Seconds of silence after which a conversation that has opened nothing is forgotten.
 GREETING = 5.0
@@ -68,7 +79,9 @@ class Consumers:
         config: What is served, and to how many.
         dispatcher, crew: Whom an opened, wanted or dropped stream concerns.
         wake: Ends the loop's wait; called when a dataset was loaded.
-        send: Puts a frame on the wire to the consumer of that identity, without waiting.
+        send: Puts frames on the wire to the consumer of that identity, without waiting; tells
+            whether they got there.
+        remotes: Whom an opened or dropped stream concerns, too.
     """
 
     def __init__(
@@ -77,12 +90,14 @@ class Consumers:
         dispatcher: Dispatcher,
         crew: Crew,
         wake: Callable[[], None],
-        send: Callable[[bytes, bytes], None],
+        send: Callable[..., bool],
+        remotes: Remotes,
     ) -> None:
         self._config = config
         self._dispatcher = dispatcher
         self._crew = crew
         self._send = send
+        self._remotes = remotes
         self._conversations: dict[bytes, Conversation] = {}
         self._by_stream: dict[int, Conversation] = {}
         self._abandoned: list[Future[ArrayDataset]] = []
@@ -91,7 +106,9 @@ class Consumers:
         self._memory = Memory(
             most=config.max_total_bytes, workers=config.workers, private=config.private
         )
-        self.datasets = DatasetStore(self._memory, wake)
+        self.datasets = DatasetStore(self._memory, wake, config.cache_bytes, private=config.private)
+        self._handed = HandedStore(self._memory, self.datasets.submit, config)
+        self._lookout = Lookout(config, wake)
 
     # -- what consumers say ---------------------------------------------------------------------
 
@@ -121,7 +138,13 @@ class Consumers:
         # Some that have opened nothing, health checks among them, may come on top.
         if len(self._conversations) >= 2 * self._config.max_consumers + 64:
             raise ConfigError("this server has too many conversations (see max_consumers)")
-        if not isinstance(decode(frame), Hello):
+        first = decode(frame)
+        if isinstance(first, Enlist):
+            raise NotAllowed(
+                "this address is for consumers (listen); workers dial one of the server's "
+                "`listen_workers`"
+            )
+        if not isinstance(first, Hello):
             raise SessionLost("this server does not know you: say hello again")
 
     def _answer(self, conversation: Conversation, message: Message) -> None:
@@ -129,7 +152,12 @@ class Consumers:
             case Hello():
                 shown = "".join(c if c.isprintable() else "?" for c in message.program[:200])
                 conversation.program = f"{shown} (pid {message.pid})"
-                self._say(conversation, Welcome(VERSION, os.getpid(), self._config.lease))
+                door = self._handed.door
+                self._say(conversation, Welcome(VERSION, os.getpid(), self._config.lease, door))
+            case Offer() | Upload() | Filled():
+                self._hand_over(conversation, message)
+            case Walk() | AreFiles():
+                self._look(conversation, message)
             case Open():
                 self._open(conversation, message)
             case Want():
@@ -141,27 +169,72 @@ class Consumers:
             case Close():
                 self.drop(conversation)
 
-    def _open(self, conversation: Conversation, wish: Open) -> None:
-        most = self._config.max_consumers
+    def _hand_over(self, conversation: Conversation, message: Offer | Upload | Filled) -> None:
         try:
-            opens = sum(c.opens for c in self._conversations.values())
-            if opens + len(self._abandoned) >= most:
-                raise ConfigError(
-                    f"this server serves at most {most} consumers at once (max_consumers); "
-                    "close one"
-                )
-            spec = spec_of(wish, self._config)
+            if isinstance(message, Offer):
+                self._check_number(conversation)
+            self._handed.take(conversation.identity, message)
+        except AugError as error:
+            self._say(conversation, fault_of(error))
+        self._answer_late()
+        conversation.hands = self._handed.knows(conversation.identity)
+
+    def _look(self, conversation: Conversation, message: Walk | AreFiles) -> None:
+        try:
+            self._lookout.take(conversation.identity, message)
+        except AugError as error:
+            self._say(conversation, fault_of(error))
+
+    def _answer_late(self) -> None:
+        """Tell who waits for what took its time."""
+        for who, answer in [*self._handed.answers(), *self._lookout.answers()]:
+            conversation = self._conversations[who]
+            conversation.hands = self._handed.knows(who)
+            said = fault_of(answer) if isinstance(answer, Exception) else answer
+            self._say(conversation, said)
+
+    def _check_number(self, conversation: Conversation) -> None:
+        most = self._config.max_consumers
+        opens = sum(c.opens for c in self._conversations.values() if c is not conversation)
+        if opens + len(self._abandoned) >= most:
+            raise ConfigError(
+                f"this server serves at most {most} consumers at once (max_consumers); close one"
+            )
+
+    def _check_described(self, conversation: Conversation, wish: Open) -> None:
+        most = self._config.max_streams
+        if wish.spec is None or most is None or self._config.private:
+            return
+        others = [c for c in self._conversations.values() if c is not conversation]
+        if sum(c.opens and c.describes for c in others) >= most:
+            names = ", ".join(sorted(self._config.streams)) or "none"
+            raise ConfigError(
+                f"open: this server has at most {most} streams that consumers describe themselves "
+                f"open at once (max_streams); wait for one to be closed, or take one of its "
+                f"config (stream=), which are: {names}"
+            )
+
+    def _open(self, conversation: Conversation, wish: Open) -> None:
+        handed = self._handed.of(conversation.identity)
+        try:
+            self._check_number(conversation)
+            self._check_described(conversation, wish)
+            spec = spec_of(wish, self._config, handed[0] if handed is not None else None)
         except AugError as error:
             self._say(conversation, fault_of(error))
             return
         conversation.wish = (wish, spec)
-        # What the config names is the server's own word; what a consumer names has bounds.
-        own = wish.spec is not None and not self._config.private
-        conversation.loading = self.datasets.acquire(spec, self._config.roots if own else None)
+        conversation.describes = wish.spec is not None
+        roots = roots_of(wish, self._config)
+        if roots is not None and handed is not None and spec.data[0].startswith(HANDED):
+            conversation.loading = self.datasets.join(handed[1], spec, roots)
+        else:
+            conversation.loading = self.datasets.acquire(spec, roots)
         self.open_loaded()
 
     def open_loaded(self) -> None:
-        """Open the streams whose datasets are there."""
+        """Open the streams whose datasets are there, and answer who hands over or looks."""
+        self._answer_late()
         for abandoned in [future for future in self._abandoned if future.done()]:
             self._abandoned.remove(abandoned)
             if abandoned.exception(0) is None:
@@ -189,8 +262,11 @@ class Consumers:
         conversation.ringed = ringed
         opened = ringed.opened
         self._by_stream[opened.stream] = conversation
-        self._dispatcher.open(opened.stream, slots=opened.slots, steps=opened.steps)
+        self._dispatcher.open(
+            opened.stream, slots=opened.slots, steps=opened.steps, span=opened.span
+        )
         self._crew.tell_all(ringed.define)
+        self._remotes.open(ringed, time.monotonic())
         self._say(conversation, opened)
 
     def _want(self, conversation: Conversation, message: Want) -> None:
@@ -207,27 +283,46 @@ class Consumers:
                 "as many as a ring has slots"
             )
         stream = conversation.ringed.opened.stream
+        self._dispatcher.want(stream, message.runs, message.seen, message.scripts)
         for stale in self._dispatcher.release(stream, message.released):
             _log.debug("%s: %s", conversation.program, stale)
-        self._dispatcher.want(stream, message.runs, message.seen)
 
     # -- what consumers are told ----------------------------------------------------------------
 
     def tell(self, stream: int, message: Message | None) -> None:
         """Tell a stream's consumer, if there is anything to tell and anybody to hear it."""
-        if message is not None and stream in self._by_stream:
-            self._say(self._by_stream[stream], message)
+        conversation = self._by_stream.get(stream)
+        if message is None or conversation is None or conversation.ringed is None:
+            return
+        if not conversation.ringed.opened.frames:
+            self._say(conversation, message)
+        elif not self._ship(conversation, conversation.ringed, message):
+            # Whoever shares no memory has lost what was not sent. It opens anew if it lives.
+            _log.info("%s takes nothing any more: its ring is freed", conversation.program)
+            self.drop(conversation)
 
-    def _say(self, conversation: Conversation, message: Message) -> None:
+    def _ship(self, conversation: Conversation, ringed: Ringed, message: Message) -> bool:
+        """Say it to a consumer that shares no memory, after the batches that it names; whether all
+        of it got on its way."""
+        entries = message.entries if isinstance(message, Announce) else ()
+        now = time.monotonic()
+        for piece, data in shipping.pieces(ringed.opened.stream, ringed.ring, entries):
+            if not self._send(conversation.identity, conversation.session.send(piece, now), data):
+                return False
+        return self._say(conversation, message)
+
+    def _say(self, conversation: Conversation, message: Message) -> bool:
+        """Whether it got on its way."""
         try:
             frame = conversation.session.send(message, time.monotonic())
         except LocalProtocolError as error:
             _log.error("%s: %s", conversation.program, error)
-            return
-        self._send(conversation.identity, frame)
+            return False
+        return self._send(conversation.identity, frame)
 
     def status(self) -> Status:
         """How the server is."""
+        cached = self.datasets.cached()
         return Status(
             streams=tuple(sorted(self._config.streams)),
             consumers=len(self._by_stream),
@@ -237,6 +332,13 @@ class Consumers:
             restarts=self._crew.restarts,
             bad_samples=len(self._bad),
             bad=tuple(itertools.islice(self._bad.values(), MAX_BAD)),
+            cached_samples=cached.samples,
+            cache_places=cached.places,
+            cache_bytes=cached.size,
+            remote=self._remotes.working,
+            by_frames=sum(
+                c.ringed is not None and c.ringed.opened.frames for c in self._by_stream.values()
+            ),
         )
 
     def note_bad(self, stream: int, bad: Iterable[Bad]) -> None:
@@ -312,6 +414,8 @@ class Consumers:
         self._conversations.pop(conversation.identity, None)
         if conversation.loading is not None:
             self._abandoned.append(conversation.loading)
+        self._handed.leave(conversation.identity)
+        self._lookout.leave(conversation.identity)
         if conversation.ringed is None:
             return
         ringed, conversation.ringed = conversation.ringed, None
@@ -319,6 +423,7 @@ class Consumers:
         del self._by_stream[stream]
         self._dispatcher.close(stream)
         self._crew.tell_all(Forget(stream))
+        self._remotes.close_stream(stream)
         ringed.segment.close()
         self.datasets.release(ringed.dataset)
 
@@ -328,5 +433,6 @@ class Consumers:
             if conversation.session.state not in (State.IDLE, State.CLOSED):
                 self._say(conversation, Bye(reason))
             self.drop(conversation)
+        self._lookout.close()
         self.datasets.close()
         self._memory.close()

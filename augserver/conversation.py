@@ -19,14 +19,18 @@ from augproto.segment import Segment
 from augproto.session import Session
 from augproto.spec import HANDED, Spec
 from augproto.structure import names_to_wire
+from augserver import sizing
 from augserver.config import Config
+from augserver.datasets import named
 from augserver.datasets.arrays import ArrayDataset, attach
 from augserver.datasets.roots import check_roots
+from augserver.desk import Desk
 from augserver.memory import Memory
 from augserver.recipe import Recipe
 
 #: Fields of a configured stream that a consumer may set for itself.
 CHANGEABLE = ("batch_size", "shuffle", "seed", "shard", "drop_remainder", "subset")
+
 
 _log = logging.getLogger("augserver.server")
 
@@ -39,7 +43,7 @@ class Ringed:
     define: Define
     segment: Segment
     ring: Ring
-    recipe: Recipe
+    recipe: Recipe | Desk
     dataset: ArrayDataset
 
 
@@ -51,6 +55,8 @@ class Conversation:
         wish: What it asked to open, until that is done.
         loading: The dataset that the wish waits for.
         holds: Whether it has said Want: from then on it holds its segment, or is dead.
+        hands: Whether it hands over arrays, or has done so.
+        describes: Whether its stream, open or wished for, is one that it describes itself.
     """
 
     identity: bytes
@@ -60,20 +66,27 @@ class Conversation:
     loading: Future[ArrayDataset] | None = None
     ringed: Ringed | None = None
     holds: bool = False
+    hands: bool = False
+    describes: bool = False
 
     @property
     def opens(self) -> bool:
-        """Whether it has a stream, or waits for one."""
-        return self.ringed is not None or self.wish is not None
+        """Whether it has a stream, or waits for one, or brings what it is to be made of."""
+        return self.ringed is not None or self.wish is not None or self.hands
 
     @property
     def dead(self) -> bool:
         """Whether its process is provably gone (not merely silent)."""
-        return self.holds and self.ringed is not None and not self.ringed.segment.consumer_lives()
+        ringed = self.ringed
+        shares = self.holds and ringed is not None and not ringed.opened.frames
+        return shares and ringed is not None and not ringed.segment.consumer_lives()
 
 
-def spec_of(wish: Open, config: Config) -> Spec:
+def spec_of(wish: Open, config: Config, handed: str | None = None) -> Spec:
     """The spec that a consumer asked for, checked against what the server allows.
+
+    Args:
+        handed: The name of what this consumer has handed over, if anything.
 
     Raises:
         ConfigError: There is no such stream, or a field cannot be served.
@@ -95,29 +108,48 @@ def spec_of(wish: Open, config: Config) -> Spec:
                     + ", ".join(CHANGEABLE)
                 )
         return Spec.from_wire(spec.to_wire() | wish.changes) if wish.changes else spec
-    spec = Spec.from_wire(wish.spec)
+    asked = Spec.from_wire(wish.spec)
+    spec = named.resolved(asked, config.datasets)
     function = spec.transforms.function
     if config.private:
         return spec
-    if any(path.startswith(HANDED) for path in spec.data) or (function or "").startswith(HANDED):
+    if (function or "").startswith(HANDED):
         raise NotAllowed(
-            "open: arrays and functions of your program can only be handed to a private server "
-            "(leave address out), not to one that others use"
+            "open: functions of your program can only be handed to a private server (leave address "
+            "out), not to one that others use"
         )
-    for path in spec.data:
-        if not os.path.isabs(path):
-            raise NotAllowed(f"data: got {path!r:.200}; wanted a path from the root (/) on")
-    check_roots(spec.data, config.roots)
-    if spec.pictures is not None and spec.pictures.max_pixels > config.max_pixels:
+    if asked.dataset is not None:
+        pass  # its files are the config's own
+    elif any(path.startswith(HANDED) for path in spec.data):
+        if spec.data != (f"{HANDED}{handed}",):
+            raise NotAllowed(f"data: {spec.data!r:.200} was not handed over by this consumer")
+    else:
+        for path in spec.data:
+            if not os.path.isabs(path):
+                raise NotAllowed(f"data: got {path!r:.200}; wanted a path from the root (/) on")
+        check_roots(spec.data, config.roots)
+    if asked.pictures is not None and asked.pictures.max_pixels > config.max_pixels:
         raise NotAllowed(
-            f"pictures.max_pixels: got {spec.pictures.max_pixels}; this server allows at most "
+            f"pictures.max_pixels: got {asked.pictures.max_pixels}; this server allows at most "
             f"{config.max_pixels} (max_pixels)"
         )
-    if function is not None and function not in config.allow_transforms:
+    own = spec.transforms.named  # these are the server's
+    if function is not None and not own and function not in config.allow_transforms:
         raise NotAllowed(
             f"transforms.function: {function!r:.80} is not in this server's allow_transforms"
         )
     return spec
+
+
+def roots_of(wish: Open, config: Config) -> tuple[str, ...] | None:
+    """Folders below which the files of a wish must lie; None for any.
+
+    What the config names, be it a stream or a dataset, is the server's own word; what a consumer
+    names has bounds.
+    """
+    if wish.spec is None or config.private or Spec.from_wire(wish.spec).dataset is not None:
+        return None
+    return config.roots
 
 
 def open_stream(
@@ -131,27 +163,39 @@ def open_stream(
     """
     seed = secrets.randbits(31) if spec.seed is None else spec.seed
     spec = spec.with_classes(dataset.class_names)
-    recipe = Recipe(spec, seed, attach(dataset.sources))
-    layout = recipe.layout
-    segment, slots = memory.ring(layout, config.slots(wish.slots, layout.slot_bytes))
+    arrays = attach(dataset.sources)
+    plan = sizing.plan(wish, spec, seed, arrays, config, memory.holds)
+    recipe, layout, span = plan.recipe, plan.layout, plan.span
+    segment, slots = memory.ring(layout, plan.slots)
     structure = {role: names_to_wire(names) for role, names in recipe.structure.items()}
     opened = Opened(
         stream=stream,
-        segment=segment.name,
+        segment="" if wish.frames else segment.name,
         slots=slots,
-        batch_size=layout.batch_size,
+        batch_size=plan.batch_size,
         arrays=tuple(ArraySpec(f.name, f.dtype, f.shape) for f in layout.fields),
         structure=structure,
-        steps=recipe.sampler.steps,
+        steps=plan.steps,
         samples=recipe.sampler.samples,
         shuffle=spec.shuffle,
         seed=seed,
         fingerprint=dataset.fingerprint,
         class_names=dataset.class_names,
+        span=span,
+        frames=wish.frames,
     )
-    # What the config names is the server's own word; what a consumer names has bounds.
-    roots = config.roots if wish.spec is not None and not config.private else ()
-    define = Define(stream, spec.to_wire(), seed, dataset.sources, segment.name, slots, roots)
+    roots = roots_of(wish, config) or ()
+    define = Define(
+        stream,
+        spec.to_wire(),
+        seed,
+        dataset.sources,
+        segment.name,
+        slots,
+        roots,
+        dataset.cache,
+        span,
+    )
     return Ringed(opened, define, segment, Ring(segment.map(), layout, slots), recipe, dataset)
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import zmq
 
 from augproto.errors import RemoteProtocolError
-from augproto.messages import Assign, Define, Forget, Function, Message, Ready
+from augproto.messages import Assign, Define, Forget, Function, Message, Probe, Ready
 from augserver.death import Death
+from augserver.forkserver import Duty
 from augserver.supervisor import Supervisor, WorkerProcess
 from augserver.worker import Worker
 
@@ -74,11 +75,19 @@ class Crew:
         runtime: The server's private folder.
         poller: The loop's; workers' pipes and ends are registered there.
         now: The time.
+        duty: What processes do.
     """
 
-    def __init__(self, workers: int, runtime: Path, poller: zmq.Poller, now: float) -> None:
+    def __init__(
+        self,
+        workers: int,
+        runtime: Path,
+        poller: zmq.Poller,
+        now: float,
+        duty: Duty | None = None,
+    ) -> None:
         self._inline = _Inline() if workers == 0 else None
-        self._supervisor = Supervisor(workers, runtime, now) if workers else None
+        self._supervisor = Supervisor(workers, runtime, now, duty) if workers else None
         self._poller = poller
         self._forkserver: int | None = None
         self._pipes: dict[int, WorkerProcess] = {}
@@ -101,7 +110,7 @@ class Crew:
 
     @property
     def alive(self) -> int:
-        """How many worker processes there are or are being started, if any can be."""
+        """How many worker processes have come up."""
         return self._supervisor.alive if self._supervisor else 0
 
     @property
@@ -113,6 +122,12 @@ class Crew:
     def despair(self) -> Death | None:
         """Why there are no workers; None while there is hope."""
         return self._supervisor.despair if self._supervisor else None
+
+    @property
+    def forkserver(self) -> int | None:
+        """Its process, if there is one now."""
+        forkserver = self._supervisor.forkserver if self._supervisor else None
+        return forkserver.pid if forkserver is not None else None
 
     def scale(self, workers: int) -> None:
         """Have at least so many worker processes, where there are any."""
@@ -140,8 +155,8 @@ class Crew:
         for worker in self._pipes.values():
             self._tell(worker, message)
 
-    def assign(self, worker: int, message: Assign, now: float) -> None:
-        """Give a worker an assignment, and note the time for `look`."""
+    def assign(self, worker: int, message: Assign | Probe, now: float) -> None:
+        """Give a worker an assignment, or a stream to probe, and note the time for `look`."""
         self._since.setdefault(worker, now)
         self.tell(worker, message)
 

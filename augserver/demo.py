@@ -232,7 +232,7 @@ def _introduce(consumer: Consumer, dataset: Dataset) -> None:
     ring = consumer.slots * consumer.batch_size * (4 * pixels + 8) / 2**20  # float32 and a label
     print(
         f"Process {pid} serves, at {address};\n"
-        f"{status.workers_alive} worker processes ({numbers}) write batches of "
+        f"{status.workers_wanted} worker processes ({numbers}) write batches of "
         f"{consumer.batch_size} into a ring of {consumer.slots} in shared memory ({ring:.0f} MiB),"
         "\nand the model trains on them where they lie.",
         flush=True,

@@ -84,7 +84,16 @@ class Draws:
     brightness: NDArray[np.float64] | None = None
     seeds: NDArray[np.uint32] | None = None
 
-    def of(self, places: NDArray[np.int64]) -> Draws:
+    @classmethod
+    def joined(cls, several: Sequence[Draws]) -> Draws:
+        """The parameters of several batches, one after the other."""
+        columns: dict[str, Any] = {}
+        for name in Draws.__slots__:
+            parts = [getattr(draws, name) for draws in several]
+            columns[name] = None if parts[0] is None else np.concatenate(parts)
+        return cls(**columns)
+
+    def of(self, places: NDArray[np.int64] | slice) -> Draws:
         """The parameters of some of the samples."""
         columns: dict[str, Any] = {}
         for name in Draws.__slots__:
@@ -174,7 +183,7 @@ def draw(
     )
 
 
-def _lanes(t: Transforms) -> list[Lane]:
+def lanes(t: Transforms) -> list[Lane]:
     """The lanes that these transforms read."""
     zoomed = t.zoom_range != (1.0, 1.0)
     rows, columns = t.height_shift_range, t.width_shift_range
@@ -199,8 +208,9 @@ def _numbers(
     t: Transforms, seed: int, epoch: int, indexes: NDArray[np.int64]
 ) -> tuple[dict[Lane, NDArray[np.float64]], NDArray[np.uint32] | None]:
     """One double in [0, 1) per sample for each lane in use, and the seeds if a function is."""
-    lanes = _lanes(t)
-    blocks = sorted({lane // 2 for lane in lanes}) + [SEED_BLOCK] * (t.function is not None)
+    used = lanes(t)
+    seeded = t.function is not None and not t.named
+    blocks = sorted({lane // 2 for lane in used}) + [SEED_BLOCK] * seeded
     if not blocks:
         return {}, None
     sample = indexes.astype(np.uint64)
@@ -212,8 +222,8 @@ def _numbers(
     )
     words = philox(counter, seed)  # each (blocks, n)
     halves = _doubles(words[0], words[1]), _doubles(words[2], words[3])
-    numbers = {lane: halves[lane % 2][blocks.index(lane // 2)] for lane in lanes}
-    if t.function is None:
+    numbers = {lane: halves[lane % 2][blocks.index(lane // 2)] for lane in used}
+    if not seeded:
         return numbers, None
     return numbers, np.stack([word[-1] for word in words], axis=1).astype(np.uint32)
 

@@ -22,6 +22,8 @@ import contextlib
 import ctypes
 import faulthandler
 import gc
+import importlib
+import logging
 import os
 import selectors
 import signal
@@ -32,6 +34,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -51,7 +54,10 @@ _END_SECONDS = 0.5
 #: Added to a worker's badness for the kernel's out-of-memory killer: nothing is lost with it, so
 #: it should go before the server and before a training program.
 _OOM_SCORE = "500"
-#: One numerical thread in each worker: they are as many as the cores already.
+#: One numerical thread in each worker: they are as many as the cores already. And the number of
+#: threads changes the last bits of a matrix product, which must be the same in every worker and
+#: after every restart, so it is not the environment's to say. BLAS reads these when numpy is first
+#: imported, so they have to be there before the forkserver starts.
 _ENVIRONMENT = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -80,6 +86,15 @@ class Unborn:
     errno: int
 
 
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """What workers do: a function's import path, called with the worker's end of its pipe, and a
+    word for it. Both stand in the forkserver's command line."""
+
+    path: str = "augserver.worker:attend"
+    word: str = ""
+
+
 def trace_path(folder: Path, name: str) -> Path:
     """Where a process of that name writes what faulthandler has to say."""
     return folder / f"{name}.trace"
@@ -90,15 +105,16 @@ class Forkserver:
 
     Args:
         folder: The server's private one.
+        duty: Of its workers.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, duty: Duty) -> None:
         self.trace = trace_path(folder, "forkserver")
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
         program = (
             f"import sys; sys.path[:] = {sys.path!r}; from augserver.forkserver import main; "
-            f"main({theirs.fileno()}, {os.getpid()}, {str(folder)!r})"
+            f"main({theirs.fileno()}, {os.getpid()}, {str(folder)!r}, {duty.path!r}, {duty.word!r})"
         )
         with theirs:
             # -P: only what is in our path, which comes along.
@@ -106,7 +122,7 @@ class Forkserver:
                 [sys.executable, "-P", "-c", program],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**_ENVIRONMENT, **os.environ},
+                env={**os.environ, **_ENVIRONMENT},
             )
 
     @property
@@ -177,18 +193,19 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def main(fd: int, parent: int, folder: str) -> NoReturn:
+def main(fd: int, parent: int, folder: str, path: str, word: str) -> NoReturn:
     """Fork and reap until the server is gone."""
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the server's to judge
     trace = trace_path(Path(folder), "forkserver").open("w", buffering=1)
     faulthandler.enable(trace)
     code = 1
+    _log_as_the_server()
     try:
         from augserver import preload
 
         preload.warm()
-        _Forks(socket.socket(fileno=fd), Path(folder)).serve()
+        _Forks(socket.socket(fileno=fd), Path(folder), Duty(path, word)).serve()
         code = 0
     except BaseException:
         traceback.print_exc(file=trace)
@@ -196,10 +213,21 @@ def main(fd: int, parent: int, folder: str) -> NoReturn:
         os._exit(code)
 
 
+def _log_as_the_server() -> None:
+    """What the warm-up and workers warn of looks like the server's; a user's loggers are theirs."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("augserver: %(message)s"))
+    log = logging.getLogger("augserver")
+    log.addHandler(handler)
+    log.propagate = False
+
+
 class _Forks:
-    def __init__(self, connection: socket.socket, folder: Path) -> None:
+    def __init__(self, connection: socket.socket, folder: Path, duty: Duty) -> None:
         self._connection = connection
         self._folder = folder
+        self._duty = duty
+        _function_of(duty)  # so that workers need not import it, each for itself
         self._workers: dict[int, int] = {}
         self._selector = selectors.DefaultSelector()
         self._woken, wakes = socket.socketpair()
@@ -239,7 +267,7 @@ class _Forks:
             self._selector.close()
             self._woken.close()
             os.close(signal.set_wakeup_fd(-1))
-            _be_worker(pipe, trace_path(self._folder, f"worker-{number}"))
+            _be_worker(pipe, trace_path(self._folder, f"worker-{number}"), self._duty)
         os.close(pipe)
         self._workers[pid] = number
         pidfds = []
@@ -276,7 +304,13 @@ class _Forks:
 # -- in a worker -----------------------------------------------------------------------------------
 
 
-def _be_worker(pipe: int, trace_file: Path) -> NoReturn:
+def _function_of(duty: Duty) -> Callable[[Connection, str], None]:
+    module, _, name = duty.path.partition(":")
+    function: Callable[[Connection, str], None] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _be_worker(pipe: int, trace_file: Path, duty: Duty) -> NoReturn:
     code, trace = 1, sys.stderr
     try:
         os.setpgid(0, 0)
@@ -290,9 +324,7 @@ def _be_worker(pipe: int, trace_file: Path) -> NoReturn:
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
 
-        from augserver.worker import PipeChannel, run
-
-        run(PipeChannel(Connection(pipe)), os.getpid())
+        _function_of(duty)(Connection(pipe), duty.word)
         code = 0
     except BaseException:
         traceback.print_exc(file=trace)

@@ -1,5 +1,7 @@
 """A user's own function: found by its import path, or rebuilt from what its owner handed over.
 
+(Or one of ours, by its name.)
+
 Only workers call this (and a caller that computes in its own process): the server runs no user's
 code. Names and bytes come from the server's config or through a private server's inherited pipe;
 a name that came over a socket has passed the config's `allow_transforms` before it gets here.
@@ -17,7 +19,9 @@ import cloudpickle
 
 from augproto.errors import ConfigError
 from augproto.messages import Function
+from augproto.named import named
 from augproto.spec import HANDED
+from augproto.transforms import NAMED
 
 #: Importing one of these costs every worker seconds and hundreds of megabytes.
 HEAVY = ("keras", "tensorflow", "torch", "jax")
@@ -31,6 +35,8 @@ def resolve(name: str, handed: Mapping[str, Function]) -> Any:
     Raises:
         ConfigError: It cannot be imported or rebuilt; the cause says why.
     """
+    if name.startswith(NAMED):
+        return named(name)
     before = {module for module in HEAVY if module in sys.modules}
     try:
         if name.startswith(HANDED):

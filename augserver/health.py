@@ -12,8 +12,9 @@ from typing import Any
 
 import zmq
 
-from augproto.errors import ConfigError, ConnectTimeout, RemoteProtocolError
+from augproto.errors import ConfigError, ConnectTimeout, NotAllowed, RemoteProtocolError
 from augproto.faults import error_of
+from augproto.keys import Keys
 from augproto.messages import (
     MAX_FRAME_BYTES,
     VERSION,
@@ -26,14 +27,21 @@ from augproto.messages import (
     Status,
     Welcome,
 )
+from augproto.refusal import Refusal
 from augproto.session import Role, Session
+from augserver.limits import mib
 
 #: Milliseconds for the last word to leave; a server that is gone does not delay us by more.
 LINGER = 100
+#: Seconds between two questions to a server that is starting; and what the last of them needs.
+_BETWEEN, _ENOUGH = 0.1, 1.0
 
 
-def ask(address: str, timeout: float) -> tuple[int, Status]:
+def ask(address: str, timeout: float, keys: Keys | None = None) -> tuple[int, Status]:
     """The server's process and what it says of itself.
+
+    Args:
+        keys: For a server that asks for some.
 
     Raises:
         ConnectTimeout: Nobody answered within `timeout` seconds.
@@ -47,6 +55,9 @@ def ask(address: str, timeout: float) -> tuple[int, Status]:
         with context.socket(zmq.DEALER) as dealer:
             dealer.setsockopt(zmq.LINGER, LINGER)
             dealer.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+            if keys is not None:
+                keys.apply(dealer)
+            refusal = Refusal(dealer, keyed=keys is not None)
             try:
                 dealer.connect(address)
             except zmq.ZMQError as error:
@@ -56,7 +67,13 @@ def ask(address: str, timeout: float) -> tuple[int, Status]:
                 dealer.send(session.send(message, time.monotonic()), zmq.NOBLOCK)
 
             say(Hello(VERSION, "augserver health", os.getpid()))
-            welcome = _hear(dealer, session, deadline, address)
+            try:
+                welcome = _hear(dealer, session, deadline, address)
+            except ConnectTimeout as error:
+                refused = refusal.reason()
+                if refused is None:
+                    raise
+                raise NotAllowed(f"the server at {address} refuses: {refused}") from error
             if not isinstance(welcome, Welcome):
                 raise RemoteProtocolError(f"got {welcome!r:.120}; wanted Welcome")
             say(AskStatus())
@@ -67,6 +84,23 @@ def ask(address: str, timeout: float) -> tuple[int, Status]:
             return welcome.pid, status
     finally:
         context.destroy(linger=LINGER)
+
+
+def ask_settled(address: str, timeout: float, keys: Keys | None = None) -> tuple[int, Status]:
+    """As `ask`; but one whose first workers are still to come is asked again until they are there.
+
+    Within the timeout: then the status says that there are none.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        pid, status = ask(address, deadline - time.monotonic(), keys)
+        if not _starts(status) or deadline - time.monotonic() < _ENOUGH:
+            return pid, status
+        time.sleep(_BETWEEN)
+
+
+def _starts(status: Status) -> bool:
+    return bool(status.workers_wanted and not status.workers_alive and not status.restarts)
 
 
 def _hear(dealer: Any, session: Session, deadline: float, address: str) -> Message:
@@ -86,6 +120,13 @@ def _hear(dealer: Any, session: Session, deadline: float, address: str) -> Messa
 
 def complaint(status: Status) -> str | None:
     """Why a server that answers cannot serve all the same; None if it can."""
+    if any(row.state == "ready" for row in status.remote):
+        return None
+    if _starts(status):
+        return (
+            f"none of {status.workers_wanted} workers is ready yet (the first server of a machine "
+            "compiles its kernels, which takes some ten seconds): the server's log says more"
+        )
     if status.workers_wanted and not status.workers_alive:
         return (
             f"none of {status.workers_wanted} workers is alive ({status.restarts} have ended since "
@@ -100,11 +141,30 @@ def describe(pid: int, status: Status) -> str:
     workers = f"{status.workers_alive} of {status.workers_wanted} workers"
     if not status.workers_wanted:
         workers = "no worker processes"
+    if status.remote:
+        ready = sum(row.state == "ready" for row in status.remote)
+        workers += f" and {ready} of {len(status.remote)} remote ones"
+    cache = ""
+    if status.cache_places:
+        cache = (
+            f"; {status.cached_samples} decoded pictures in {status.cache_places} places, "
+            f"{mib(status.cache_bytes)}"
+        )
+    frames = f" ({status.by_frames} by frames)" if status.by_frames else ""
     return (
         f"pid {pid}; streams: {streams}; {workers}, {status.restarts} replaced; "
-        f"{status.consumers} consumers; {status.batches} batches made; "
-        f"{status.bad_samples} bad samples"
+        f"{status.consumers} consumers{frames}; {status.batches} batches made; "
+        f"{status.bad_samples} bad samples{cache}"
     )
+
+
+def remote_workers(status: Status) -> list[str]:
+    """The workers that have dialled in, a line for each."""
+    return [
+        f"remote worker {row.number} on {row.host} (pid {row.pid}): {row.state}; "
+        f"{row.batches} batches made" + (f"; {row.remark}" if row.remark else "")
+        for row in status.remote
+    ]
 
 
 def bad_samples(status: Status) -> list[str]:

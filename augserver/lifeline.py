@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from multiprocessing.connection import Connection
 
+from augproto.codec import decode, encode
 from augproto.errors import ConfigError, RemoteProtocolError
 from augproto.faults import fault_of
 from augproto.messages import (
@@ -22,8 +23,6 @@ from augproto.messages import (
     Scale,
     Serving,
     Withdraw,
-    decode,
-    encode,
 )
 from augserver.crew import Crew
 from augserver.datasets.store import DatasetStore

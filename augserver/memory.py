@@ -90,6 +90,18 @@ class Memory:
             _NPY,
         )
 
+    def part(self, part: float, size_of: Callable[[int], int], what: str, remedy: str) -> Segment:
+        """A segment for what is useful at any size and written by others, like a cache.
+
+        Args:
+            part: Of what is left, which is not exceeded, so that others find some.
+            size_of: The size to make of so many bytes; 0 for none.
+
+        Raises:
+            NoRoom: That part is too little.
+        """
+        return self._make(lambda left: size_of(int(left * part)), what, remedy, populate=False)
+
     def check(self, size: int) -> None:
         """Refuse what this process is about to take for itself, before the kernel kills it.
 
@@ -102,6 +114,18 @@ class Memory:
         if short:
             raise _no_room(f"{mib(size)} are needed to unpack the arrays", limits, [_NPY, *short])
 
+    def holds(self, size: int) -> bool:
+        """Whether a segment of that size would fit now, with as much again left for the next."""
+        with self._lock:
+            named, nameless = self._lefts()
+        return 2 * size <= max(named, nameless)
+
+    def fitting(self, layout: Layout, wanted: int) -> int:
+        """How many of these slots `ring` would give now; 0 where it would refuse."""
+        with self._lock:
+            size = max(_ring_bytes(layout, wanted, left) for left in self._lefts())
+        return max(0, size - layout.segment_bytes(0)) // layout.slot_bytes
+
     def ring(self, layout: Layout, wanted: int) -> tuple[Segment, int]:
         """A segment for a ring, and its number of slots: all wanted, or as many as fit.
 
@@ -112,25 +136,14 @@ class Memory:
             NoRoom: Not even the fewest fit.
         """
         fewest = min(FEWEST_SLOTS, wanted)
-        header = layout.segment_bytes(0)
-
-        def choose(left: int) -> int:
-            if layout.segment_bytes(wanted) <= left:
-                return layout.segment_bytes(wanted)
-            for part in (left // 2, left):
-                slots = (part - header) // layout.slot_bytes
-                if slots >= fewest:
-                    return layout.segment_bytes(slots)
-            return 0
-
         asked = f"{wanted} slots, {mib(layout.segment_bytes(wanted))}"
         segment = self._make(
-            choose,
+            lambda left: _ring_bytes(layout, wanted, left),
             f"a ring of {fewest} slots, {mib(layout.segment_bytes(fewest))}, does not fit into "
             f"shared memory (asked: {asked})",
             "make the ring smaller (slots, batch_size, target_size)",
         )
-        slots = (segment.size - header) // layout.slot_bytes
+        slots = (segment.size - layout.segment_bytes(0)) // layout.slot_bytes
         if slots < wanted:
             _log.warning(
                 "memory is short: a ring of %d slots, %s, where %s were asked for",
@@ -140,13 +153,13 @@ class Memory:
             )
         return segment, slots
 
-    def _make(self, choose: Callable[[int], int], what: str, remedy: str) -> Segment:
+    def _make(
+        self, choose: Callable[[int], int], what: str, remedy: str, *, populate: bool = True
+    ) -> Segment:
         """A segment of the size that `choose` makes of the bytes left; 0 means too few."""
         for _ in range(ATTEMPTS):
             with self._lock:
-                limits = self._limits()
-                named = choose(_left([*limits, _shm()]) - self._pending)
-                nameless = choose(_left(limits) - self._pending) if self._nameless else 0
+                named, nameless = map(choose, self._lefts())
                 size = max(named, nameless)
                 if not size:
                     break
@@ -156,7 +169,7 @@ class Memory:
             segment = None
             try:
                 # Not under the lock: for a large one this takes a while.
-                segment = Segment(name, size, nameless=nameless > named)
+                segment = Segment(name, size, nameless=nameless > named, populate=populate)
             except NoRoom:
                 continue  # somebody else was faster
             except OSError as error:
@@ -184,6 +197,12 @@ class Memory:
             ]
         raise _no_room(what, limits, [remedy, *short])
 
+    def _lefts(self) -> tuple[int, int]:
+        """Bytes that a segment in /dev/shm may have, and a nameless one; under the lock."""
+        limits = self._limits()
+        named = _left([*limits, _shm()]) - self._pending
+        return named, _left(limits) - self._pending if self._nameless else 0
+
     def _limits(self) -> list[Limit]:
         """What bounds a segment, wherever it lies."""
         self._segments = [segment for segment in self._segments if not segment.closed]
@@ -203,6 +222,17 @@ class Memory:
             )
             for limit in self._memory_limits()
         ]
+
+
+def _ring_bytes(layout: Layout, wanted: int, left: int) -> int:
+    """Of a ring that has so much room: with all slots, or as many as fit; 0 if too few do."""
+    if layout.segment_bytes(wanted) <= left:
+        return layout.segment_bytes(wanted)
+    for part in (left // 2, left):
+        slots = (part - layout.segment_bytes(0)) // layout.slot_bytes
+        if slots >= min(FEWEST_SLOTS, wanted):
+            return layout.segment_bytes(slots)
+    return 0
 
 
 def _no_room(what: str, limits: list[Limit], remedies: list[str]) -> NoRoom:

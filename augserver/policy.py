@@ -41,29 +41,41 @@ class Made:
     Attributes:
         samples: How many it has; fewer than the sampler says where bad ones were skipped.
         bad: The samples that it had to do without.
+        state: Of np.random after the draws of a batch whose script came with one; else empty.
     """
 
     samples: int
     bad: tuple[BadSample, ...] = ()
+    state: bytes = b""
 
 
 class Rows:
     """Which samples stand in a batch, as more and more of them turn out to be bad.
 
+    Args:
+        order: The batch's samples, where they are not those that the sampler says.
+
     Attributes:
-        places: Where in the whole batch the rows stand.
+        places: Where in the whole batch the rows stand; None where all of it does.
         drawn: The samples that the epoch's order names, and whose draws the rows have.
         taken: The samples that are read; another one where a substitute stands for a bad one.
     """
 
-    def __init__(self, sampler: Sampler, epoch: int, step: int, policy: str) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        epoch: int,
+        step: int,
+        policy: str,
+        order: Indexes | None = None,
+    ) -> None:
         self.epoch, self.step = epoch, step
         self._sampler = sampler
         self._policy = policy
         self._bad: dict[int, SampleError] = {}
-        self.drawn: Indexes = sampler.batch(epoch, step)
+        self.drawn: Indexes = sampler.batch(epoch, step) if order is None else order
         self._order: Indexes = self.drawn
-        self.places: Indexes = np.arange(len(self.drawn))
+        self.places: Indexes | None = None
         self.taken: Indexes = self.drawn
 
     def without(self, *errors: SampleError) -> None:
@@ -90,15 +102,17 @@ class Rows:
         """Samples of the batch of which none is left out."""
         return len(self._order)
 
-    def made(self) -> Made:
+    def made(self, state: bytes = b"") -> Made:
         """The batch is whole."""
+        if not self._bad:
+            return Made(len(self.taken), (), state)
         # A substitute that was no good either is none that the batch was to have.
         bad = [
             BadSample(e.sample, e.path, e.message)
             for e in self._bad.values()
             if e.sample in self._order
         ]
-        return Made(len(self.taken), tuple(bad))
+        return Made(len(self.taken), tuple(bad), state)
 
     def _substitute(self, sample: int) -> int:
         for distance in range(MAX_SUBSTITUTES + 1):

@@ -10,9 +10,10 @@ import logging
 import sys
 from multiprocessing.connection import Connection
 
+from augproto.codec import encode
 from augproto.errors import AugError
 from augproto.faults import fault_of
-from augproto.messages import encode
+from augserver import backend
 from augserver.config import Config, cores
 from augserver.server import Server
 from augserver.signals import serve_until_signalled
@@ -24,6 +25,7 @@ def main(fd: int, workers: int) -> None:
     config = Config(workers=workers if workers >= 0 else cores(), private=True)
     pipe = Connection(fd)
     try:
+        backend.check()  # its workers would find out, one after the other
         server = Server(config, pipe)
     except AugError as error:
         with contextlib.suppress(OSError):

@@ -8,44 +8,36 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from augproto.errors import AugError, ConfigError
+from augproto.errors import ConfigError
+from augproto.files import File
 from augproto.layout import Layout
-from augproto.spec import Spec
-from augproto.structure import Structure, leaves, places
-from augproto.transforms import Transforms
+from augproto.messages import Script
+from augproto.spec import LABEL, Spec
+from augproto.twister import pack
 from augserver import keras_draws
-from augserver.datasets.columns import ArrayColumn, Column, Columns, PictureFiles
-from augserver.draws import Draws, draw
+from augserver.datasets.cache import DecodedCache
+from augserver.datasets.columns import ArrayColumn, Column, Columns
+from augserver.datasets.reading import PictureFiles, Reading
+from augserver.drawing import Drawing
+from augserver.draws import Draws
+from augserver.parts import HASHES, Function, Part, Parts, height_width
 from augserver.policy import Made, Rows
 from augserver.sampling import Sampler
-from augserver.transforms import SampleError, TransformBatch, build
+from augserver.transforms import SampleError
 from augserver.transforms.resize import resize
+from augserver.transforms.whitening import whiten
 
 Array = npt.NDArray[Any]
 Indexes = npt.NDArray[np.int64]
-Function = Callable[[Array], Array]
 #: Told the index of each sample before it is read or given to a user's function.
 Note = Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One array of the batch: its field in the slot, its column in the dataset.
-
-    `transform` is None for what is copied as it is; `same` names another field that this one is
-    equal to (an auto-encoder's target, the finished picture itself).
-    """
-
-    field: str
-    column: str
-    transform: TransformBatch | None = None
-    same: str | None = None
+#: Told the indexes of samples before they are read or taken; returns when they are here.
+Need = Callable[[Indexes], None]
 
 
 class Recipe:
@@ -58,10 +50,16 @@ class Recipe:
         function: What `spec.transforms.function` names. Left out where nothing is computed (the
             server describes streams and runs no user's code).
         roots: Folders below which files must lie when they are read, if any.
+        cache: Of pictures that were read, if there is one.
+        span: Batches that are made at once, as if they were one; 1 unless they can be (`joins`).
+            A step is then one of these.
+        describes: No batch will be made.
+        brought: The bytes of files by sample, where these are another machine's.
 
     Attributes:
+        arrays: The dataset.
         layout: Of a batch in memory.
-        structure: x, y and sample_weight as names of the layout's fields.
+        structure: x, y, sample_weight and hashes as names of the layout's fields.
         sampler: Which samples are in which batch.
 
     Raises:
@@ -75,109 +73,187 @@ class Recipe:
         arrays: Mapping[str, Array],
         function: Function | None = None,
         roots: tuple[str, ...] = (),
+        cache: DecodedCache | None = None,
+        span: int = 1,
+        *,
+        describes: bool = False,
+        brought: Mapping[int, bytes] | None = None,
     ) -> None:
         self.spec = spec
         self.seed = seed
-        self._columns = Columns(spec, arrays, roots)
-        self._parts: list[_Part] = []
-        self.structure: dict[str, Structure[str]] = {}
-        self._pictures = self._picture_columns()
-        if function is None and spec.transforms.function is not None:
-            function = _absent
-        samples: list[tuple[str, npt.DTypeLike, tuple[int, ...]]] = []
-        for role in ("x", "y", "sample_weight"):
-            names: Structure[str] | None = getattr(spec, role)
-            if names is None:
-                continue
-            fields = places(role, names)
-            self.structure[role] = fields
-            for field, name in zip(leaves(fields), leaves(names), strict=True):
-                part, dtype, shape = self._part(role, field, name, function)
-                self._parts.append(part)
-                samples.append((field, dtype, shape))
-        self.sampler = Sampler.of(spec, self._length(), seed, self._columns.groups)
+        self._columns = Columns(spec, arrays, roots, cache, brought)
+        self._parts = parts = Parts(spec, self._columns, function, describes=describes)
+        self.structure = parts.structure
+        self.sampler = Sampler.of(spec, parts.samples, seed, self._columns.groups)
+        self.arrays = arrays
         # A batch is never larger than an epoch, so neither need a slot be.
-        self.layout = Layout.of(min(spec.batch_size, self.sampler.samples), samples)
+        self.span = span
+        self.layout = Layout.of(min(span * spec.batch_size, self.sampler.samples), parts.fields)
+        t, columns = spec.transforms, self._columns.by_name
+        self._drawings = {
+            part.size: Drawing(t, *part.size) for part in parts.listed if part.transform
+        }
+        # Whether several batches can be made as one: nothing is computed of a batch as a whole, and
+        # no sample can be bad.
+        self.joins = (
+            spec.shuffle
+            and spec.bad_samples == "raise"
+            and spec.whitening is None
+            and spec.hashes is None
+            and (t.function is None or t.named)
+            and not any(isinstance(columns[name], PictureFiles) for name in parts.pictures)
+        )
+        # Whether a user's function may draw between one sample's parameters and the next's.
+        self._interleaved = spec.scheme == "keras" and t.function is not None and not t.named
 
-    def _part(
-        self, role: str, field: str, name: str, function: Function | None
-    ) -> tuple[_Part, np.dtype[Any], tuple[int, ...]]:
-        column = self._column(role, name)
-        if role == "x" and name in self._pictures:
-            shape = self._picture_shape(column)
-            transform = build(
-                self.spec.transforms,
-                data_format=self.spec.data_format,
-                dtype=self.spec.dtype,
-                function=function,
-                image_shape=shape,
-            )
-            return _Part(field, name, transform), np.dtype(self.spec.dtype), shape
-        if isinstance(column, PictureFiles):
-            return _Part(field, name, same="x"), np.dtype(self.spec.dtype), column.shape[1:]
-        return _Part(field, name), column.dtype, column.shape[1:]
+    def count(self, epoch: int, step: int, script: Script | None = None) -> int:
+        """Samples in a batch of which none is bad.
 
-    def count(self, epoch: int, step: int) -> int:
-        """Samples in a batch of which none is bad."""
-        return len(self.sampler.batch(epoch, step))
+        Raises:
+            ConfigError: The script is none for this stream.
+        """
+        return len(self._order(epoch, step, script))
+
+    def _order(self, epoch: int, step: int, script: Script | None) -> Indexes:
+        """The samples of a batch, or of the several that are made as one."""
+        if script is not None:
+            return self._scripted(script)
+        if self.span > 1:
+            return self.sampler.several(epoch, step * self.span, self.span)
+        return self.sampler.batch(epoch, step)
+
+    def samples(self, epoch: int, step: int, script: Script | None = None) -> Indexes:
+        """What a batch is made of, each sample once: int64, in the batch's order.
+
+        Raises:
+            ConfigError: The script is none for this stream.
+        """
+        return np.array(list(dict.fromkeys(self._order(epoch, step, script).tolist())), np.int64)
+
+    @property
+    def length(self) -> int:
+        """Samples of the dataset."""
+        return self._parts.samples
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """The arrays of which all is needed before the first batch can be made."""
+        spec, pictures = self.spec, self.spec.pictures
+        names = [] if spec.whitening is None else [spec.whitening]
+        if pictures is None or not pictures.classified:
+            return tuple(names)
+        # A split takes its share of each class; and of two classes there is a copy as floats.
+        labels = spec.subset is not None or pictures.label_mode == "binary"
+        return (*names, LABEL) if labels else tuple(names)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The arrays of which a batch needs the rows of its samples."""
+        columns = self._columns.by_name
+        names = dict.fromkeys(
+            part.column
+            for part in self._parts.listed
+            if not isinstance(columns[part.column], PictureFiles)
+        )
+        return tuple(name for name in names if name not in self.whole)
+
+    def file(self, sample: int) -> File | None:
+        """The file of which a batch needs the bytes for a sample; None where there are none."""
+        return self._columns.file(sample)
 
     def path(self, sample: int) -> str:
         """Of a sample's file; empty where it has none."""
         return self._columns.path(sample)
 
+    def _scripted(self, script: Script) -> Indexes:
+        """The samples that a script names."""
+        indexes = indexes_of(script)
+        length, most = self._parts.samples, self.layout.batch_size
+        others = script.pictures or script.matrices or script.brightness is not None
+        if self.spec.scheme != "keras" or others or not script.state:
+            raise ConfigError(
+                f"script: got one for a stream of scheme {self.spec.scheme!r}, with "
+                f"{len(script.pictures)} bytes of pictures, {len(script.matrices)} of matrices "
+                f"and {len(script.state)} of a state; wanted scheme 'keras', indexes and a state"
+            )
+        if not (0 < len(indexes) <= most and indexes.min() >= 0 and indexes.max() < length):
+            raise ConfigError(
+                f"script: got {len(indexes)} samples, {indexes[:8].tolist()} first; wanted 1 to "
+                f"{most} of the {length} samples of the dataset, which count from 0"
+            )
+        return indexes
+
     def fill(
-        self, epoch: int, step: int, out: Mapping[str, Array], note: Note | None = None
+        self,
+        epoch: int,
+        step: int,
+        out: Mapping[str, Array],
+        note: Note | None = None,
+        script: Script | None = None,
+        need: Need | None = None,
     ) -> Made:
         """Write the batch.
 
         Args:
             out: The layout's fields, each with as many rows as `count` says; a batch that skips
                 samples fills the first ones.
+            script: What the batch is made of, if its consumer says so.
             note: Called with a sample's index in the dataset before something is done to it that
                 may kill this process.
+            need: Called with the samples of the batch before any is read or taken, and again when
+                others take the place of bad ones, where they have to be fetched from afar.
 
         Raises:
             SampleError: A sample cannot be made, and the stream's policy does not go on without
                 it; it names the sample and its file.
         """
-        rows = Rows(self.sampler, epoch, step, self.spec.bad_samples)
-        read: dict[int, Array] = {}  # of this batch: a new attempt reads no file twice
-        while True:
-            try:
-                while errors := self._read(rows, read, note):
-                    rows.without(*errors)
-                self._write(rows, out, read, note)
-                return rows.made()
-            except SampleError as error:
-                rows.without(error)
+        order = self._order(epoch, step, script)
+        rows = Rows(self.sampler, epoch, step, self.spec.bad_samples, order)
+        reading = self._columns.reading()  # of this batch: a new attempt reads no file twice
+        try:
+            while True:
+                try:
+                    if need is not None:
+                        need(rows.taken)
+                    while errors := self._read(rows, reading, note):
+                        rows.without(*errors)
+                        if need is not None:
+                            need(rows.taken)
+                    return rows.made(self._write(rows, out, reading, note, script))
+                except SampleError as error:
+                    rows.without(error)
+        finally:
+            if reading is not None:
+                reading.close()
 
-    def _read(self, rows: Rows, read: dict[int, Array], note: Note | None) -> list[SampleError]:
+    def _read(self, rows: Rows, reading: Reading | None, note: Note | None) -> list[SampleError]:
         """Read what is not read yet; returns all that cannot be, so that each is found out once."""
-        errors = []
-        for column in map(self._columns.by_name.__getitem__, self._pictures):
-            if isinstance(column, PictureFiles):
-                for sample in dict.fromkeys(rows.taken.tolist()):
-                    if sample in read:
-                        continue
-                    if note is not None:
-                        note(sample)
-                    try:
-                        read[sample] = column.read(sample)
-                    except SampleError as error:
-                        if self.spec.bad_samples == "raise":
-                            raise
-                        errors.append(error)
+        errors: list[SampleError] = []
+        if reading is None:
+            return errors
+        for sample in reading.missing(rows.taken):
+            if note is not None:
+                note(sample)
+            try:
+                reading.read(sample)
+            except SampleError as error:
+                if self.spec.bad_samples == "raise":
+                    raise
+                errors.append(error)
         return errors
 
     def _write(
         self,
         rows: Rows,
         out: Mapping[str, Array],
-        read: dict[int, Array],
+        reading: Reading | None,
         note: Note | None,
-    ) -> None:
+        script: Script | None,
+    ) -> bytes:
+        """Fill the rows; returns np.random's state after the draws of a scripted batch."""
         draws: dict[tuple[int, int], Draws] = {}
-        for part in self._parts:
+        after = b""
+        for part in self._parts.listed:
             target = out[part.field][: len(rows.taken)]
             column = self._columns.by_name[part.column]
             if part.same is not None:
@@ -186,77 +262,115 @@ class Recipe:
             if part.transform is None:
                 column.take(rows.taken, target)
                 continue
-            size = _height_width(target.shape[1:], self.spec.data_format)
-            source, indexes = self._source(column, rows.taken, size, read)
-            noted = _of_rows(note, indexes, rows.taken)
+            source, indexes, names = self._source(column, rows.taken, part.size, reading)
+            noted = _of_source(note, names)
             try:
                 if self._interleaved:
-                    self._in_turn(rows, size, part.transform, source, indexes, target, noted)
-                    continue
-                if size not in draws:
-                    draws[size] = self._draw(rows, size)
-                part.transform.transform_batch(source, indexes, draws[size], target, noted)
+                    begin = self._state(rows, script)
+                    self._in_turn(rows, part, source, indexes, target, noted, begin)
+                    after = self._after(np.random, rows, out, script)
+                else:
+                    if part.size not in draws:
+                        draws[part.size], after = self._draws_of(rows, part.size, out, script)
+                    part.transform.transform_batch(source, indexes, draws[part.size], target, noted)
             except SampleError as error:
-                if indexes is not rows.taken:
-                    error.sample = int(rows.taken[error.sample])
+                if names is not None:
+                    error.sample = int(names[error.sample])
                 error.path = self._columns.path(error.sample)
                 raise
+            if part.whitening is not None:
+                whiten(target, part.whitening)
+        return after
 
-    def _draw(self, rows: Rows, size: tuple[int, int]) -> Draws:
-        """The parameters of a batch's rows, by the stream's scheme."""
-        height, width = size
-        if self.spec.scheme == "keras":
-            state = self.sampler.keras_state(rows.epoch, rows.step)
-            whole = keras_draws.draw(self.spec.transforms, state, rows.whole, height, width)
-            return whole if len(rows.places) == rows.whole else whole.of(rows.places)
-        return draw(
-            self.spec.transforms,
-            seed=self.seed,
-            epoch=rows.epoch,
-            indexes=rows.drawn,
-            height=height,
-            width=width,
+    def _draws_of(
+        self, rows: Rows, size: tuple[int, int], out: Mapping[str, Array], script: Script | None
+    ) -> tuple[Draws, bytes]:
+        """The parameters of a batch's rows, and np.random's state after those of a script."""
+        drawing = self._drawings[size]
+        if self.spec.scheme != "keras":
+            return drawing.counter(self.seed, rows.epoch, rows.drawn), b""
+        if self.span > 1:
+            return self._drawn_in_turn(rows, size), b""
+        state = self._state(rows, script)
+        whole = drawing.keras(state, rows.whole)
+        draws = whole if rows.places is None else whole.of(rows.places)
+        return draws, self._after(state, rows, out, script)
+
+    def _drawn_in_turn(self, rows: Rows, size: tuple[int, int]) -> Draws:
+        """The parameters of several batches in the keras scheme, each of a state of its own."""
+        drawing, batch_size = self._drawings[size], self.spec.batch_size
+        first = rows.step * self.span
+        return Draws.joined(
+            [
+                drawing.keras(
+                    self.sampler.keras_state(rows.epoch, first + place),
+                    min(batch_size, rows.whole - place * batch_size),
+                )
+                for place in range(-(-rows.whole // batch_size))
+            ]
         )
 
-    @property
-    def _interleaved(self) -> bool:
-        """Whether a user's function may draw between one sample's parameters and the next's."""
-        return self.spec.scheme == "keras" and self.spec.transforms.function is not None
+    def _state(self, rows: Rows, script: Script | None) -> np.random.RandomState:
+        """What a batch's parameters are drawn from in the keras scheme, as it is before them."""
+        if script is not None:
+            return keras_draws.state_of(script.state)
+        return self.sampler.keras_state(rows.epoch, rows.step)
+
+    def _after(
+        self,
+        state: keras_draws.State,
+        rows: Rows,
+        out: Mapping[str, Array],
+        script: Script | None,
+    ) -> bytes:
+        """What is drawn when all parameters are: the numbers of a batch's files.
+
+        Returns:
+            What is left of the state, for whoever sent a script; it is long.
+        """
+        if self.spec.hashes is not None:
+            samples = len(rows.taken)
+            out[HASHES][:samples] = keras_draws.hashes(state, self.spec.hashes, samples)
+        return b"" if script is None else pack(state.get_state())
 
     def _in_turn(
         self,
         rows: Rows,
-        size: tuple[int, int],
-        transform: TransformBatch,
+        part: Part,
         source: Array,
         indexes: Indexes,
         target: Array,
         note: Note | None,
+        state: np.random.RandomState,
     ) -> None:
         """Sample by sample, as Keras: parameters and a function's draws are of one generator."""
-        height, width = size
-        np.random.set_state(self.sampler.keras_state(rows.epoch, rows.step).get_state())
-        random.seed(self.seed + rows.epoch * self.sampler.steps + rows.step)  # Keras leaves it be
-        row_of = {place: row for row, place in enumerate(rows.places.tolist())}
+        assert part.transform is not None, "only pictures have draws"
+        drawing = self._drawings[part.size]
+        np.random.set_state(state.get_state())
+        random.seed(pack(state.get_state()))  # Keras leaves it be
+        places = range(rows.whole) if rows.places is None else rows.places.tolist()
+        row_of = {place: row for row, place in enumerate(places)}
         for place in range(rows.whole):
-            drawn = keras_draws.draw(self.spec.transforms, np.random, 1, height, width)
+            drawn = drawing.keras(np.random, 1)
             if place in row_of:
                 row = slice(row_of[place], row_of[place] + 1)
-                transform.transform_batch(source, indexes[row], drawn, target[row], note)
+                part.transform.transform_batch(source, indexes[row], drawn, target[row], note)
 
     def _source(
         self,
         column: Column,
         samples: Indexes,
         size: tuple[int, int],
-        read: dict[int, Array],
-    ) -> tuple[Array, Indexes]:
-        """Pictures of the batch's size, and where in them these samples are."""
+        reading: Reading | None,
+    ) -> tuple[Array, Indexes, Indexes | None]:
+        """Pictures of the batch's size, where in them these samples are, and which sample each is
+        where that is not its own index."""
         if isinstance(column, PictureFiles):
-            return np.stack([read[s] for s in samples.tolist()]), np.arange(len(samples))
+            assert reading is not None, "files are read"
+            return reading.source(samples)
         assert isinstance(column, ArrayColumn), "pictures are arrays or files"
-        if _height_width(column.shape[1:], self.spec.data_format) == size:
-            return column.array, samples
+        if height_width(column.shape[1:], self.spec.data_format) == size:
+            return column.array, samples, None
         pictures = resize(
             column.array,
             samples,
@@ -264,73 +378,24 @@ class Recipe:
             interpolation=self.spec.interpolation,
             data_format=self.spec.data_format,
         )
-        return pictures, np.arange(len(samples))
-
-    def _picture_columns(self) -> set[str]:
-        """The names of the columns that are pictures."""
-        spec = self.spec
-        if spec.images is not None:
-            chosen = list(spec.images)
-        else:
-            first = next(leaves(spec.x))
-            chosen = [first] if len(self._column("x", first).shape) == 4 else []
-        for name in chosen:
-            column = self._column("images", name)
-            if len(column.shape) != 4 or column.dtype.kind not in "uif":
-                raise ConfigError(
-                    f"images: array {name!r} is {column.dtype} of shape {column.shape}; wanted "
-                    "real numbers of shape (samples, height, width, channels)"
-                )
-            if spec.dtype == "uint8" and column.dtype != np.uint8:
-                raise ConfigError(
-                    f"dtype: got 'uint8' for array {name!r} of {column.dtype}; wanted 'float32'"
-                )
-        if not chosen and (spec.transforms != Transforms() or spec.target_size):
-            raise ConfigError(
-                "transforms: the first array of x has not the four axes of pictures; name the "
-                "pictures with images=, or ask for no transforms"
-            )
-        return set(chosen)
-
-    def _picture_shape(self, column: Column) -> tuple[int, int, int]:
-        shape = column.shape[1:]
-        height, width = self.spec.target_size or _height_width(shape, self.spec.data_format)
-        if self.spec.data_format == "channels_first":
-            return shape[0], height, width
-        return height, width, shape[2]
-
-    def _column(self, role: str, name: str) -> Column:
-        columns = self._columns.by_name
-        if name not in columns:
-            raise ConfigError(
-                f"{role}: no array {name!r} in the dataset; it has " + ", ".join(map(repr, columns))
-            )
-        column = columns[name]
-        if not column.shape:
-            raise ConfigError(f"{role}: array {name!r} is a single number; wanted one per sample")
-        return column
-
-    def _length(self) -> int:
-        lengths = {part.column: self._columns.by_name[part.column].shape[0] for part in self._parts}
-        if len(set(lengths.values())) != 1:
-            got = ", ".join(f"{name!r} has {length}" for name, length in lengths.items())
-            raise ConfigError(f"the arrays differ in length: {got}; wanted one row per sample")
-        return next(iter(lengths.values()))
+        return pictures, np.arange(len(samples)), samples
 
 
-def _of_rows(
-    note: Callable[[int], None] | None, rows: npt.NDArray[np.int64], indexes: npt.NDArray[np.int64]
-) -> Callable[[int], None] | None:
-    """A note of a sample by its row; resized pictures are an array of their own."""
-    if note is None or rows is indexes:
+def indexes_of(script: Script) -> Indexes:
+    """The samples that a script names.
+
+    Raises:
+        ConfigError: These bytes are no indexes.
+    """
+    if len(script.indexes) % 8:
+        raise ConfigError(
+            f"script: got {len(script.indexes)} bytes of indexes; wanted eight for each sample"
+        )
+    return np.frombuffer(script.indexes, "<i8").astype(np.int64)
+
+
+def _of_source(note: Note | None, names: Indexes | None) -> Note | None:
+    """A note of a sample by its index in a source, which may be an array of its own."""
+    if note is None or names is None:
         return note
-    return lambda row: note(int(indexes[row]))
-
-
-def _absent(picture: Array) -> Array:
-    raise AugError("this recipe only describes: it was made without the user's function")
-
-
-def _height_width(shape: tuple[int, ...], data_format: str) -> tuple[int, int]:
-    height, width = shape[1:] if data_format == "channels_first" else shape[:2]
-    return height, width
+    return lambda index: note(int(names[index]))

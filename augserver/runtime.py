@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import secrets
 import shutil
 import stat
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from augproto.errors import ConfigError
 
+#: Descriptors that a server wants to be allowed: for some ten thousand connections.
+_MOST_DESCRIPTORS = 65536
 _SERVER = "server-"
 _LOCK = ".lock"
 #: A socket's path has at most 107 bytes, and the forkserver's lies two levels below the root.
@@ -46,6 +49,15 @@ def root() -> Path:
             f"{stat.S_IMODE(status.st_mode):o} of user {status.st_uid}; remove it"
         )
     return path
+
+
+def raise_descriptors() -> None:
+    """Let this process have as many descriptors as it may: each connection takes one, and at a
+    soft limit of 1024 strangers could take them all."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def default_address() -> str:

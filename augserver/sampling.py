@@ -34,6 +34,8 @@ class Sampler:
         shard: (index, count): every count-th sample of an epoch's order, from index on.
         drop_remainder: Leave out a last batch that is not full.
         scheme: Whose orders: our own ("counter") or Keras's ("keras", see keras_draws.py).
+        samples: Samples of this shard in an epoch (before drop_remainder).
+        steps: Batches of this shard in an epoch.
     """
 
     low: int
@@ -45,11 +47,19 @@ class Sampler:
     drop_remainder: bool = False
     scheme: str = "counter"
     members: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+    samples: int = field(init=False, repr=False, compare=False)
+    steps: int = field(init=False, repr=False, compare=False)
     _orders: dict[int, NDArray[np.int64]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
+        index, count = self.shard
+        samples = len(range(index, self.high - self.low, count))
+        whole, rest = divmod(samples, self.batch_size)
+        # Kept, since every batch asks for them.
+        object.__setattr__(self, "samples", samples)
+        object.__setattr__(self, "steps", whole + (rest > 0 and not self.drop_remainder))
         if not self.steps:
             raise ConfigError(
                 f"no batch: samples {self.low} to {self.high} leave {self.samples} to shard "
@@ -88,18 +98,6 @@ class Sampler:
             members=members,
         )
 
-    @property
-    def samples(self) -> int:
-        """Samples of this shard in an epoch (before drop_remainder)."""
-        index, count = self.shard
-        return len(range(index, self.high - self.low, count))
-
-    @property
-    def steps(self) -> int:
-        """Batches of this shard in an epoch."""
-        whole, rest = divmod(self.samples, self.batch_size)
-        return whole + (rest > 0 and not self.drop_remainder)
-
     def order(self, epoch: int) -> NDArray[np.int64]:
         """Dataset indexes of this shard in the epoch's order: int64 (samples,), read-only."""
         if epoch < 0:
@@ -121,6 +119,11 @@ class Sampler:
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} asked for; an epoch has steps 0 to {self.steps - 1}")
         return self.order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
+
+    def several(self, epoch: int, first: int, batches: int) -> NDArray[np.int64]:
+        """Dataset indexes of so many batches, one after the other, or as many as there are."""
+        end = min((first + batches) * self.batch_size, self.steps * self.batch_size)
+        return self.order(epoch)[first * self.batch_size : end]
 
     def after(self, sample: int, distance: int) -> int:
         """The sample that many places after one in the subset's own order, round and round."""

@@ -10,41 +10,40 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
 import time
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any
 
 import zmq
 
 from augproto import segment as segments
-from augproto.errors import ConfigError
 from augproto.messages import (
-    MAX_FRAME_BYTES,
     Assign,
     Done,
     Failed,
     Function,
     Message,
     Place,
+    Probe,
+    Probed,
     Ready,
 )
 from augserver import runtime
+from augserver.afar import FIRST_REMOTE
 from augserver.config import Config
 from augserver.consumers import Consumers
 from augserver.conversation import with_seeds
 from augserver.crew import Crew
 from augserver.death import Death
 from augserver.dispatcher import Dispatcher
+from augserver.doors import Door, Doors, Guest
 from augserver.lifeline import Lifeline
 from augserver.losses import Loss
+from augserver.remotes import Remotes
 
 #: How often (seconds) the dead, the silent and the stuck are looked for.
 TICK = 0.25
-#: Messages taken from the consumers' socket in one turn, so that workers get their turn too.
-MESSAGES_PER_TURN = 256
 #: Seconds for assigned work to be finished when the server is asked to end.
 DRAIN_SECONDS = 1.5
 
@@ -83,13 +82,31 @@ class Server:
             started.callback(self._wake_w.close)
             self._poller = zmq.Poller()
             self._poller.register(self._wake_r.fileno(), zmq.POLLIN)
-            self._socket = self._bind(folder, started)
+            self._doors = Doors(self.config, folder, self._poller, started)
+            self.addresses = self._doors.addresses(Guest.CONSUMER)
             self._dispatcher = Dispatcher()
             now = time.monotonic()
             self._crew = Crew(self.config.workers, folder.path, self._poller, now)
             started.callback(self._crew.stop)
+            self._remotes = Remotes(
+                self.config,
+                self._dispatcher,
+                self._doors.send,
+                self.wake,
+                ask=lambda worker, stream: self._crew.assign(
+                    worker, Probe(stream), time.monotonic()
+                ),
+                tell=lambda stream, message: self._consumers.tell(stream, message),
+                note_bad=lambda stream, bad: self._consumers.note_bad(stream, bad),
+            )
+            started.callback(lambda: self._remotes.close(self._stopping or "the server has failed"))
             self._consumers = Consumers(
-                self.config, self._dispatcher, self._crew, self.wake, self._send
+                self.config,
+                self._dispatcher,
+                self._crew,
+                self.wake,
+                self._doors.send,
+                self._remotes,
             )
             started.callback(
                 lambda: self._consumers.close(self._stopping or "the server has failed")
@@ -100,33 +117,6 @@ class Server:
                 self._poller.register(lifeline.fileno(), zmq.POLLIN)
                 self._lifeline.serving(self.addresses[0])
             self._resources = started.pop_all()
-
-    def _bind(self, folder: runtime.RuntimeFolder, started: contextlib.ExitStack) -> Any:
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        started.callback(context.destroy, linger=200)
-        router = context.socket(zmq.ROUTER)
-        router.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        router.setsockopt(zmq.LINGER, 200)
-        router.setsockopt(zmq.SNDTIMEO, 0)
-        listen = self.config.listen or (f"ipc://{folder.path / 'ctl.sock'}",)
-        for address in listen:
-            started.callback(runtime.SocketLock(address, folder).close)
-            before = os.umask(0o177)  # a socket's file is its owner's alone
-            try:
-                router.bind(address)
-            except zmq.ZMQError as error:
-                raise ConfigError(f"listen: cannot bind {address}: {error.strerror}") from error
-            finally:
-                os.umask(before)
-            self.addresses.append(router.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"))
-        self._poller.register(router, zmq.POLLIN)
-        return router
-
-    def _send(self, identity: bytes, frame: bytes) -> None:
-        # Gone (EHOSTUNREACH) or not reading (EAGAIN): its lock and its lease decide what it is.
-        with contextlib.suppress(zmq.ZMQError):
-            self._socket.send_multipart([identity, frame], zmq.NOBLOCK)
 
     def __enter__(self) -> Server:
         return self
@@ -179,25 +169,34 @@ class Server:
             self._consumers.open_loaded()
         if self._lifeline is not None and self._lifeline.fileno() in ready:
             self._take_lifeline(self._lifeline)
-        if self._socket in ready:
-            self._take_consumers()
+        self._doors.take_strangers(ready, time.monotonic())
+        for door in self._doors.all:
+            if door.socket in ready:
+                self._take_guests(door)
         now = time.monotonic()
+        self._remotes.send_ready()
         for worker, message in self._crew.receive(ready, now):
             self._take_worker(worker, message, now)
         if now - self._ticked >= TICK:
             self._ticked = now
             self._consumers.drop_dead_and_silent(now)
+            self._doors.keeper.look(now)
             for worker in self._crew.working:
                 evidence = self._consumers.being_written(self._dispatcher.held(worker))
                 self._crew.witness(worker, evidence, now)
             self._crew.look(now, self.config.worker_deadline)
+            self._remotes.look(now)
         self._bury(now)
         if self._stopping is not None:
             return  # drains: nothing new is begun
         self._crew.start(now)
         self._tell_who_waits_in_vain()
-        for assignment in self._dispatcher.assign():
-            self._crew.assign(assignment.worker, Assign(assignment.stream, assignment.places), now)
+        for assignment in self._dispatcher.assign(now):
+            if assignment.worker >= FIRST_REMOTE:
+                self._remotes.assign(assignment, now)
+                continue
+            told = Assign(assignment.stream, assignment.places, assignment.scripts)
+            self._crew.assign(assignment.worker, told, now)
 
     def _take_lifeline(self, lifeline: Lifeline) -> None:
         try:
@@ -211,14 +210,12 @@ class Server:
         room = zmq.POLLOUT if lifeline.pending else 0
         self._poller.register(lifeline.fileno(), zmq.POLLIN | room)
 
-    def _take_consumers(self) -> None:
-        for _ in range(MESSAGES_PER_TURN):
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            if len(frames) == 2:  # nothing else is said by a consumer
-                self._consumers.take(*frames)
+    def _take_guests(self, door: Door) -> None:
+        for identity, *frames in door.take():
+            if door.guest is Guest.WORKER:
+                self._remotes.take(identity, frames, time.monotonic())
+            elif len(frames) == 1:  # a consumer says nothing else
+                self._consumers.take(identity, frames[0])
 
     def _take_worker(self, worker: int, message: Message, now: float) -> None:
         match message:
@@ -228,7 +225,13 @@ class Server:
                 self._dispatcher.join(worker)
             case Done():
                 announce = self._dispatcher.done(
-                    worker, message.stream, message.entries, message.seconds, message.bad
+                    worker,
+                    message.stream,
+                    message.entries,
+                    message.seconds,
+                    message.bad,
+                    message.after,
+                    now,
                 )
                 self._progress(worker)
                 self._consumers.note_bad(message.stream, message.bad)
@@ -245,6 +248,9 @@ class Server:
                 )
                 self._progress(worker)
                 self._consumers.tell(message.stream, fault)
+            case Probed():
+                self._progress(worker)
+                self._remotes.referred(worker, message)
             case _:
                 self._crew.distrust(worker, f"said {message!r:.120}", now)
 
@@ -260,6 +266,7 @@ class Server:
         for dead in self._crew.reap(now):
             for message in dead.last_words:
                 self._take_worker(dead.worker, message, now)
+            self._remotes.local_left(dead.worker)
             suspect, loss = self._inquest(dead.worker, dead.death)
             _log.warning(
                 "worker %d (pid %d) %s%s", dead.worker, dead.pid, loss.cause, _at(suspect, loss)

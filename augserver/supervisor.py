@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 from multiprocessing import Pipe as connections
 from pathlib import Path
 
+from augproto.codec import decode, encode
 from augproto.errors import RemoteProtocolError
-from augproto.messages import Message, decode, encode
+from augproto.messages import Message
 from augserver.death import WHERE_ARE_YOU, Death, MemoryWitness, how_it_ended, last_words
-from augserver.forkserver import Born, Ended, Forkserver, trace_path
+from augserver.forkserver import Born, Duty, Ended, Forkserver, trace_path
 from augserver.pipe import Pipe
 
 #: Seconds before replacing the 1st, 2nd, ... workers in a row that never came up.
@@ -99,7 +100,9 @@ class WorkerProcess:
         if self.code is not None or self.pid is None:
             return False
         if self.pidfd is not None:
-            return not select.select([self.pidfd], [], [], 0)[0]
+            poller = select.poll()  # select() knows no descriptor above 1023
+            poller.register(self.pidfd, select.POLLIN)
+            return not poller.poll(0)
         return _state(self.pid) not in ("", "Z", "X")
 
 
@@ -117,14 +120,16 @@ class Supervisor:
         wanted: How many.
         runtime: The server's private folder.
         now: The time; all times here are of one clock.
+        duty: What they do.
     """
 
-    def __init__(self, wanted: int, runtime: Path, now: float) -> None:
+    def __init__(self, wanted: int, runtime: Path, now: float, duty: Duty | None = None) -> None:
         self.wanted = wanted
         self.workers: dict[int, WorkerProcess] = {}
         self.restarts = 0
         self.forkserver: Forkserver | None = None
         self._runtime = runtime
+        self._duty = duty or Duty()
         self._memory = MemoryWitness(now)
         self._next = 0
         self._unproven = 0
@@ -150,7 +155,7 @@ class Supervisor:
 
     def _start(self, missing: int, now: float) -> None:
         if self.forkserver is None:
-            self.forkserver = Forkserver(self._runtime)
+            self.forkserver = Forkserver(self._runtime, self._duty)
         for _ in range(missing):
             mine, theirs = connections()
             with theirs:
@@ -205,10 +210,8 @@ class Supervisor:
 
     @property
     def alive(self) -> int:
-        """How many there are or are being started; none where that is in vain."""
-        if self.despair is not None:
-            return 0
-        return self._killable
+        """How many have come up, and are not known to hang."""
+        return sum(worker.ready and not worker.unkillable for worker in self.workers.values())
 
     @property
     def _killable(self) -> int:

@@ -8,6 +8,7 @@ copy of the dataset, and the server never sends a sample to a worker of its own 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,15 @@ import numpy.typing as npt
 
 from augproto.errors import AugError, ConfigError
 from augproto.fingerprint import fingerprint
-from augproto.layout import DTYPE_KINDS, FIELD_ALIGNMENT
+from augproto.layout import (
+    DTYPE_KINDS,
+    FIELD_ALIGNMENT,
+    MAX_FIELDS,
+    MAX_RANK,
+)
 from augproto.messages import ArraySpec, Source
 from augproto.segment import Segment, map_file
+from augserver.config import NO_BOUND
 from augserver.memory import Memory
 
 Array = npt.NDArray[Any]
@@ -39,6 +46,8 @@ class ArrayDataset:
         segment: The memory that the server holds for it, if any.
         users: How many need it.
         handed: Whether a client gave it, so that its users are the client's offers.
+        cache: Where its pictures are kept as they are decoded; the segment is for these then.
+        whole: The dataset that this one adds a cache to, and is a user of.
     """
 
     sources: tuple[Source, ...]
@@ -47,6 +56,8 @@ class ArrayDataset:
     segment: Segment | None = None
     users: int = 0
     handed: bool = False
+    cache: tuple[Source, ...] = ()
+    whole: ArrayDataset | None = None
 
     def close(self) -> None:
         """Give back its memory; maps in workers stay readable until they drop them."""
@@ -55,12 +66,28 @@ class ArrayDataset:
 
 
 def places(arrays: Iterable[ArraySpec], path: str) -> tuple[tuple[Source, ...], int]:
-    """Lay arrays out one after another, at multiples of 64 bytes; returns sources and the size."""
-    sources, offset = [], 0
+    """Lay arrays out one after another, at multiples of 64 bytes; returns sources and the size.
+
+    Raises:
+        ConfigError: They are none that can be in a batch, or too many.
+    """
+    sources: list[Source] = []
+    offset = 0
     for array in arrays:
         kind = _checked_dtype(array.name, array.dtype)
+        if len(sources) >= MAX_FIELDS or any(array.name == source.name for source in sources):
+            raise ConfigError(
+                f"array {array.name!r:.80}: wanted at most {MAX_FIELDS} arrays, each with a name "
+                "of its own"
+            )
+        # In whole numbers without a bound, and then held against one: numpy's would wrap around.
+        nbytes = kind.itemsize * math.prod(array.shape)
+        if len(array.shape) > MAX_RANK or nbytes > NO_BOUND:
+            raise ConfigError(
+                f"array {array.name!r:.80}: got {len(array.shape)} axes and {nbytes} bytes; wanted "
+                f"at most {MAX_RANK} and {NO_BOUND}"
+            )
         sources.append(Source(array.name, kind.str, tuple(array.shape), path, offset))
-        nbytes = kind.itemsize * int(np.prod(array.shape, dtype=np.int64))
         offset += -(-nbytes // FIELD_ALIGNMENT) * FIELD_ALIGNMENT
     return tuple(sources), max(offset, FIELD_ALIGNMENT)
 
@@ -162,7 +189,7 @@ def _refuse_twice(unpacked: dict[str, Array], mapped: list[Source], name: str, p
 def _checked_dtype(name: str, dtype: npt.DTypeLike) -> np.dtype[Any]:
     try:
         kind = np.dtype(dtype)
-    except TypeError as error:
+    except Exception as error:  # numpy parses texts, and raises what a parser does
         raise ConfigError(f"array {name!r}: {dtype!r:.80} is no dtype") from error
     if kind.kind not in DTYPE_KINDS:
         raise ConfigError(f"array {name!r}: got dtype {kind}; wanted numbers or booleans")

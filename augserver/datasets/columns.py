@@ -12,14 +12,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from augproto.errors import ConfigError, NotAllowed
-from augproto.files import FileTable
+from augproto.errors import ConfigError
+from augproto.files import File, FileTable
 from augproto.pictures import Pictures
 from augproto.spec import HANDED, LABEL, PICTURE, Spec
-from augserver.datasets.decoding import Decoder, FileUnavailable
+from augserver.datasets.cache import DecodedCache
 from augserver.datasets.listing import base_of
+from augserver.datasets.reading import PictureFiles, Reading
 from augserver.datasets.roots import Roots
-from augserver.transforms import SampleError
 
 Array = npt.NDArray[Any]
 Indexes = npt.NDArray[np.int64]
@@ -68,42 +68,17 @@ class OneHot:
         out[np.arange(len(indexes)), self._numbers[indexes]] = 1
 
 
-class PictureFiles:
-    """Pictures that are read when they are asked for."""
+class Cast:
+    """An array's values in another dtype; as they are taken, since rows may still be to come."""
 
-    def __init__(
-        self, table: FileTable, spec: Spec, pictures: Pictures, roots: Roots | None
-    ) -> None:
-        assert spec.target_size is not None, "a spec of pictures has a size"
-        self.table = table
-        self._decoder = Decoder(pictures, spec.target_size, spec.interpolation, roots)
-        self._first = spec.data_format == "channels_first"
-        picture = (*spec.target_size, pictures.channels)
-        if self._first:
-            picture = (pictures.channels, *spec.target_size)
-        self.shape: tuple[int, ...] = (len(table), *picture)
-        self.dtype: np.dtype[Any] = np.dtype(np.uint8)
-
-    def read(self, sample: int) -> Array:
-        """The picture of a sample: uint8, of the stream's size and data format.
-
-        Raises:
-            SampleError: Its file holds no picture; final where that says nothing of the file.
-        """
-        file = self.table[sample]
-        try:
-            picture = self._decoder.read(file)
-        except (FileUnavailable, NotAllowed, MemoryError) as error:
-            message = str(error) or "out of memory"
-            raise SampleError(sample, message, file.path, final=True) from error
-        except Exception as error:  # damaged files make Pillow raise nearly anything
-            raise SampleError(sample, f"{type(error).__name__}: {error}", file.path) from error
-        return np.moveaxis(picture, -1, 0) if self._first else picture
+    def __init__(self, array: Array, dtype: npt.DTypeLike) -> None:
+        self._array = array
+        self.shape: tuple[int, ...] = array.shape
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
 
     def take(self, indexes: Indexes, out: Array) -> None:
-        """Write the pictures of these samples."""
-        for i, sample in enumerate(indexes.tolist()):
-            out[i] = self.read(sample)
+        """Write the rows of these samples."""
+        out[...] = self._array[indexes]
 
 
 class Columns:
@@ -111,6 +86,8 @@ class Columns:
 
     Args:
         roots: Folders below which files must lie when they are read, if any.
+        cache: Of pictures that were read, if there is one.
+        brought: The bytes of files by sample, where these are another machine's.
 
     Attributes:
         by_name: The columns.
@@ -121,21 +98,27 @@ class Columns:
     """
 
     def __init__(
-        self, spec: Spec, arrays: Mapping[str, Array], roots: tuple[str, ...] = ()
+        self,
+        spec: Spec,
+        arrays: Mapping[str, Array],
+        roots: tuple[str, ...] = (),
+        cache: DecodedCache | None = None,
+        brought: Mapping[int, bytes] | None = None,
     ) -> None:
         self.by_name: dict[str, Column] = {}
+        self._pictures: PictureFiles | None = None
         self.groups: Array | None = None
-        self._files: FileTable | None = None
         if spec.pictures is None:
             self.by_name = {name: ArrayColumn(array) for name, array in arrays.items()}
             return
-        handed = spec.data[0].startswith(HANDED)
-        self._files = table = FileTable(arrays, "" if handed else base_of(spec.data[0]))
+        elsewhere = brought is not None or spec.data[0].startswith(HANDED)
+        table = FileTable(arrays, "" if elsewhere else base_of(spec.data[0]))
         own = {name: array for name, array in arrays.items() if not name.startswith("files.")}
         self.by_name = {name: ArrayColumn(array) for name, array in own.items()}
-        self.by_name[PICTURE] = PictureFiles(
-            table, spec, spec.pictures, Roots(roots) if roots else None
+        self._pictures = PictureFiles(
+            table, spec, spec.pictures, Roots(roots) if roots else None, cache, brought
         )
+        self.by_name[PICTURE] = self._pictures
         if spec.pictures.classified:
             self._classify(spec.pictures, own)
 
@@ -149,10 +132,18 @@ class Columns:
         if pictures.label_mode == "categorical":
             self.by_name[LABEL] = OneHot(own[LABEL], len(pictures.class_names))
         elif pictures.label_mode == "binary":
-            self.by_name[LABEL] = ArrayColumn(own[LABEL].astype(np.float32))
+            self.by_name[LABEL] = Cast(own[LABEL], np.float32)
+
+    def reading(self) -> Reading | None:
+        """What reads the pictures of one batch; None where they are no files."""
+        return None if self._pictures is None else Reading(self._pictures)
+
+    def file(self, sample: int) -> File | None:
+        """The file of a sample; None where samples have none."""
+        return None if self._pictures is None else self._pictures.table[sample]
 
     def path(self, sample: int) -> str:
         """Of a sample's file; empty where it has none, or where there is no such sample."""
-        if self._files is None or not 0 <= sample < len(self._files):
+        if self._pictures is None or not 0 <= sample < len(self._pictures.table):
             return ""
-        return self._files[sample].path
+        return self._pictures.path(sample)

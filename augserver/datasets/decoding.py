@@ -1,9 +1,10 @@
-"""From a picture file to 8-bit pixels of one size, by Pillow, as Keras's `load_img` does it.
+"""From a picture file to pixels of one size, as Keras's `load_img` makes them by Pillow.
 
 Where `load_img` gives pixels without losing what the file holds, these are the same, bit for bit:
 converted to the colour mode first, resized then. Where it loses (16-bit gray turns white, floats
-turn black) the values are scaled instead. Nothing here trusts a file: what is read, and how many
-pixels are unpacked, has bounds, and no file can make a worker wait.
+turn black) the values are scaled instead, unless a stream wants just that. Nothing here trusts a
+file: what is read, and how many pixels are unpacked, has bounds, and no file can make a worker
+wait.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from PIL import (  # noqa: F401
 from augproto.errors import AugError
 from augproto.files import File
 from augproto.pictures import Pictures
+from augserver.datasets import jpeg
 from augserver.datasets.roots import Roots
 from augserver.transforms.resize import RESAMPLING
 
@@ -51,6 +53,8 @@ _MODES = {"rgb": "RGB", "rgba": "RGBA", "grayscale": "L"}
 _GRAY = ("1", "L")
 #: Gray of more than 8 bits.
 _WIDE = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+#: ... of which Keras keeps these as they are where it is asked for gray.
+_KEPT = ("I;16", "I")
 _ORIENTATION = 0x0112
 #: EXIF's orientations from 2 to 8, as what makes the picture upright.
 _UPRIGHT = {
@@ -63,7 +67,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[Any]
 
 _pillow = threading.Lock()
 
@@ -96,38 +100,86 @@ class Decoder:
     interpolation: str
     roots: Roots | None = None
 
-    def read(self, file: File) -> Pixels:
-        """The picture of a file: uint8 (height, width, channels).
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of a picture."""
+        return (*self.size, self.pictures.channels)
+
+    def read(self, file: File, out: Pixels | None = None) -> Pixels:
+        """The picture of a file: (height, width, channels), of `pictures.dtype`.
+
+        Args:
+            out: Of that shape and dtype, to be written; made where there is none. Each of its
+                numbers is written once, with its final value, and none if the file is no good: who
+                reads a picture that is there already meets no other one meanwhile.
 
         Raises:
             FileUnavailable: It is another file than was listed, or gone.
             Exception: Whatever Pillow raises, and that is nearly everything, on a damaged file.
         """
-        return self.decode(read_bytes(file, self.pictures.max_bytes, self.roots))
+        return self.decode(read_bytes(file, self.pictures.max_bytes, self.roots), out)
 
-    def decode(self, data: bytes) -> Pixels:
-        """The picture that the bytes of a file hold: uint8 (height, width, channels)."""
-        with _settings(self.pictures), _opened(data, self.pictures.max_pixels) as image:
-            if self.pictures.exif_orientation:
-                image = _upright(image)
-            return self._finish(image)
+    def decode(self, data: bytes, out: Pixels | None = None) -> Pixels:
+        """The picture that the bytes of a file hold; see `read`."""
+        if out is None:
+            out = np.empty(self.shape, self.pictures.dtype)
+        if not self._decode_plain_jpeg(data, out):
+            with _settings(self.pictures), _opened(data, self.pictures.max_pixels) as image:
+                if self.pictures.exif_orientation:
+                    image = _upright(image)
+                out[...] = self._finish(image)
+        return out
+
+    def _decode_plain_jpeg(self, data: bytes, out: Pixels) -> bool:
+        """Write the picture without Pillow, if it is one that can be had so; see `jpeg`.
+
+        That pays where pixels are only picked: to resize otherwise, and to turn colours to gray,
+        Pillow wants them in its own memory.
+        """
+        frame = jpeg.plain(data) if self.pictures.color_mode == "rgb" else None
+        if frame is None or frame.width * frame.height > self.pictures.max_pixels:
+            return False
+        whole, target = (frame.width, frame.height), (self.size[1], self.size[0])
+        left, upper, right, lower = 0, 0, *whole
+        if whole != target:
+            if self.interpolation != "nearest":
+                return False
+            if self.pictures.keep_aspect_ratio:
+                left, upper, right, lower = _of_aspect(whole, target)
+        decoder = jpeg.available()
+        if decoder is None or left >= right or upper >= lower:
+            return False
+        columns = jpeg.nearest(left, right - left, target[0])
+        rows = jpeg.nearest(upper, lower - upper, target[1])
+        if rows is None or columns is None:
+            return False
+        return decoder.read(data, frame, rows, columns, out)
 
     def _finish(self, image: Image.Image) -> Pixels:
         mode, how = _MODES[self.pictures.color_mode], RESAMPLING[self.interpolation]
-        size = self.size[::-1]
-        if image.mode in _WIDE:
+        if image.mode in _WIDE and self.pictures.wide == "scale":
             image = Image.fromarray(_in_8_bits(np.asarray(image)))  # by the whole picture's range
-        if how is Image.Resampling.NEAREST:
+        if image.mode in _WIDE:
+            if mode != "L" or image.mode not in _KEPT:
+                image = image.convert(mode)
+            image = self._resized(image, how)
+        elif how is Image.Resampling.NEAREST:
             # It only picks pixels, so it may come first: a picture of 95 million pixels of one bit
             # is not unpacked to three bytes each.
-            image = _resized(image, size, how)
-            image = _converted(image, mode)
+            image = _converted(self._resized(image, how), mode)
         elif image.mode in _GRAY and "transparency" not in image.info:
-            image = _converted(_resized(_converted(image, "L"), size, how), mode)
+            image = _converted(self._resized(_converted(image, "L"), how), mode)
         else:
-            image = _resized(_converted(image, mode), size, how)
+            image = self._resized(_converted(image, mode), how)
         pixels = np.asarray(image)
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+    def _resized(self, image: Image.Image, how: Image.Resampling) -> Image.Image:
+        size = self.size[1], self.size[0]
+        if image.size == size:
+            return image
+        box = _of_aspect(image.size, size) if self.pictures.keep_aspect_ratio else None
+        return image.resize(size, how, box=box)
 
 
 def read_bytes(file: File, most: int, roots: Roots | None = None) -> bytes:
@@ -240,8 +292,20 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if how is None else image.transpose(how)
 
 
-def _resized(image: Image.Image, size: tuple[int, int], how: Image.Resampling) -> Image.Image:
-    return image if image.size == size else image.resize(size, how)
+def _of_aspect(whole: tuple[int, int], target: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The part in the middle of a picture that has a target's aspect, in whole pixels.
+
+    Args:
+        whole, target: (width, height).
+
+    Returns:
+        Left, upper, right, lower. A picture that is far longer than wide may leave no pixel; Pillow
+        refuses it then, as it does in Keras.
+    """
+    width = min(whole[0], whole[1] * target[0] // target[1])
+    height = min(whole[1], whole[0] * target[1] // target[0])
+    left, upper = (whole[0] - width) // 2, (whole[1] - height) // 2
+    return left, upper, left + width, upper + height
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
@@ -252,7 +316,7 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _in_8_bits(values: npt.NDArray[Any]) -> Pixels:
+def _in_8_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Gray of 16 bits, or floats, as 8 bits, by the range that such files mean.
 
     Whole numbers up to 255 are 8-bit values in a wide file, as Keras takes them.

@@ -22,7 +22,9 @@ def shift_channels(picture: NDArray[Any], amount: float, *, channel_axis: int) -
     return np.moveaxis(np.clip(shifted, low, high, out=shifted), 0, channel_axis)
 
 
-def brighten(picture: NDArray[Any], factor: float, *, channel_axis: int) -> NDArray[Any]:
+def brighten(
+    picture: NDArray[Any], factor: float, *, channel_axis: int, floatx: str = "float32"
+) -> NDArray[Any]:
     """Multiply a picture's brightness by a factor, through Pillow's 8 bits.
 
     Keras's `apply_brightness_shift(scale=False)`. A picture within 0..255 is TRUNCATED to 8 bits
@@ -31,13 +33,16 @@ def brighten(picture: NDArray[Any], factor: float, *, channel_axis: int) -> NDAr
 
     Keras takes the channel axis from a global setting; here it is the picture's own.
 
+    Args:
+        floatx: Keras's setting of that name, in which this is computed.
+
     Returns:
-        A picture of the same shape. As in Keras float32 whatever the picture was, except that a
-        stretched float64 picture comes back as float64.
+        A picture of the same shape. As in Keras it is of floatx whatever the picture was, except
+        that a stretched float64 picture comes back as float64.
     """
     low, high = picture.min(), picture.max()
     beyond = bool(low < 0 or high > 255)
-    eight_bit = np.asarray(np.moveaxis(picture, channel_axis, 2), np.float32)
+    eight_bit = np.asarray(np.moveaxis(picture, channel_axis, 2), floatx)
     if beyond:
         eight_bit = eight_bit - eight_bit.min()
         peak = eight_bit.max()
@@ -48,6 +53,6 @@ def brighten(picture: NDArray[Any], factor: float, *, channel_axis: int) -> NDAr
     single = pixels.shape[2] == 1
     image = Image.fromarray(pixels[:, :, 0] if single else pixels)
     image = ImageEnhance.Brightness(image).enhance(factor)
-    bright = np.asarray(image, np.float32).reshape(pixels.shape)
+    bright = np.asarray(image, floatx).reshape(pixels.shape)
     result: NDArray[Any] = np.moveaxis(bright, 2, channel_axis)
     return result / 255 * (high - low) + low if beyond else result

@@ -55,9 +55,15 @@ def _words(error: BaseException) -> str:
 class UserFunction:
     """Calls a user's function in a world that depends on nothing but the sample."""
 
-    def __init__(self, function: Callable[[NDArray[Any]], Any], name: str) -> None:
+    def __init__(
+        self, function: Callable[[NDArray[Any]], Any], name: str, *, broadcasts: bool = False
+    ) -> None:
+        """Args: broadcasts: whether one value may stand for a whole axis, as in Keras, which writes
+        into its batch whatever numpy can spread over a picture.
+        """
         self._function = function
         self._name = name
+        self._broadcasts = broadcasts
 
     def __call__(
         self,
@@ -76,7 +82,8 @@ class UserFunction:
                 is all that is left to tell. Only workers note.
 
         Returns:
-            An array of the picture's shape, safe to change: of the float dtype that the function
+            An array of the picture's shape (or one that can be spread over it, where that is
+            allowed), safe to change: of the float dtype that the function
             chose, or of the picture's where it gave whole numbers, which no fraction fits into.
 
         Raises:
@@ -102,7 +109,7 @@ class UserFunction:
             ) from error
         if os.getpid() != process:
             os._exit(0)  # a fork that returns would go on as a second worker, on the same slot
-        if result.shape != shape or result.dtype.kind not in "biuf":
+        if not self._fits(result.shape, shape) or result.dtype.kind not in "biuf":
             raise SampleError(
                 sample,
                 f"function {self._name!r} gave {result.dtype} of shape {result.shape}; wanted "
@@ -114,3 +121,11 @@ class UserFunction:
         # then change from call to call, and the batch with it.
         own = np.may_share_memory(result, picture) and result.flags.writeable
         return result if own else result.copy(order="K")
+
+    def _fits(self, shape: tuple[int, ...], picture: tuple[int, ...]) -> bool:
+        if not self._broadcasts:
+            return shape == picture
+        try:
+            return np.broadcast_shapes(shape, picture) == picture
+        except ValueError:
+            return False

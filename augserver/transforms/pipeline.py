@@ -8,9 +8,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from augproto import named
 from augproto.errors import ConfigError
 from augproto.transforms import Statistic, Transforms
+from augserver.backend import backend
 from augserver.draws import Draws
+from augserver.transforms.compiled import Compiled, takes
 from augserver.transforms.reference import Reference
 
 
@@ -46,15 +49,19 @@ def build(
     dtype: str,
     function: Callable[[NDArray[Any]], Any] | None,
     image_shape: tuple[int, int, int],
+    broadcasts: bool = False,
+    describes: bool = False,
 ) -> TransformBatch:
     """Choose the backend for these transforms and refuse what no backend could do.
 
     Args:
         transforms: What to do to each picture.
         data_format: "channels_last" or "channels_first", of source and batch alike.
-        dtype: Of the batch.
+        dtype: What is computed in; batches may be of another.
         function: What the name `transforms.function` stands for.
         image_shape: A picture's shape, in that data format.
+        broadcasts: Whether a function may give one value for a whole axis, as in Keras.
+        describes: Nothing will be computed: a server that describes streams needs no kernels.
 
     Raises:
         ConfigError: A transform does not fit a picture of this shape.
@@ -70,25 +77,46 @@ def build(
             f"transforms.function: got the name {transforms.function!r} with the function "
             f"{function!r}; wanted both or neither"
         )
+    if transforms.named and not named.fits(transforms.function or "", image_shape):
+        raise ConfigError(
+            f"transforms.function: got {transforms.function!r} for pictures of shape "
+            f"{image_shape}; wanted at least three channels where it looks for them"
+        )
     mean = _statistic("featurewise_mean", transforms.featurewise_mean, image_shape)
     std = _statistic("featurewise_std", transforms.featurewise_std, image_shape)
-    return Reference(
+    reference = Reference(
         transforms,
         data_format=data_format,
         dtype=dtype,
         function=function,
         image_shape=image_shape,
+        broadcasts=broadcasts,
         mean=mean,
         std=std,
+    )
+    if describes or backend() == "scipy":
+        return reference
+    if not takes(
+        transforms,
+        dtype=dtype,
+        image_shape=image_shape,
+        channel_axis=0 if data_format == "channels_first" else 2,
+    ):
+        return reference
+    return Compiled(
+        transforms,
+        reference,
+        data_format=data_format,
+        image_shape=image_shape,
     )
 
 
 def _statistic(
     name: str, statistic: Statistic | None, image_shape: tuple[int, int, int]
-) -> NDArray[Any] | None:
-    """The statistic's array, if it broadcasts over a picture without making it larger."""
-    if statistic is None:
-        return None
+) -> NDArray[Any] | float | None:
+    """What to compute with, if it broadcasts over a picture without making it larger."""
+    if statistic is None or statistic.weak:
+        return None if statistic is None else statistic.operand()
     array = statistic.array()
     # Statistics of a batch often keep its axis: (1, 1, 1, C) stands for (1, 1, C).
     if array.ndim == 4 and array.shape[0] == 1:

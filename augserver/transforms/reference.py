@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from augproto.transforms import Transforms
+from augproto.transforms import Statistic, Transforms
 from augserver.draws import Draws
 from augserver.transforms import affine, colour
 from augserver.transforms.function import UserFunction
@@ -35,8 +35,9 @@ class Reference:
         dtype: str,
         function: Callable[[NDArray[Any]], Any] | None,
         image_shape: tuple[int, int, int],
-        mean: NDArray[Any] | None,
-        std: NDArray[Any] | None,
+        broadcasts: bool,
+        mean: NDArray[Any] | float | None,
+        std: NDArray[Any] | float | None,
     ) -> None:
         """Args: as for `build`; mean and std are featurewise and broadcast over a picture."""
         self._transforms = transforms
@@ -46,14 +47,19 @@ class Reference:
         self._row_axis, self._column_axis = (
             axis for axis in range(3) if axis != self._channel_axis
         )
+        self._named = function if transforms.named else None
         self._function = (
-            None if function is None else UserFunction(function, transforms.function or "")
+            None
+            if function is None or transforms.named
+            else UserFunction(function, transforms.function or "", broadcasts=broadcasts)
         )
-        self._mean = mean
-        self._divisor = None if std is None else std + _EPSILON
+        self.mean = mean
+        self.divisor = None if std is None else std + _EPSILON
         t = transforms
+        self._prescale, self._rescale = _operand(t.prescale), _operand(t.rescale)
         self._fixed = bool(
             function is not None
+            or t.prescale
             or t.rescale
             or t.offset
             or t.samplewise_center
@@ -71,12 +77,7 @@ class Reference:
         note: Callable[[int], None] | None = None,
     ) -> None:
         """See `TransformBatch`."""
-        for name, got, wanted in (
-            ("source", source.shape[1:], self._image_shape),
-            ("out", out.shape, (len(indexes), *self._image_shape)),
-        ):
-            if got != wanted:  # numpy would broadcast, and fill the batch with copies
-                raise ValueError(f"{name}: got shape {got}; wanted {wanted}")
+        self.check(source, indexes, out)
         warped = affine.needed(draws)
         if not (
             self._fixed
@@ -87,17 +88,27 @@ class Reference:
             self._copy(source, indexes, draws, out)
             return
         for i, sample in enumerate(indexes.tolist()):
-            picture = self._change(source[sample].astype(self._dtype), draws, i, bool(warped[i]))
-            if self._function is not None:
-                seeds = None if draws.seeds is None else draws.seeds[i]
-                picture = self._function(picture, sample, seeds, note)
-            out[i] = self._standardize(picture)
+            picture = self.change(source[sample], draws, i, bool(warped[i]))
+            seeds = None if draws.seeds is None else draws.seeds[i]
+            out[i] = self.finish(picture, sample, seeds, note)
+
+    def check(self, source: NDArray[Any], indexes: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Raises: ValueError: Source or out is not of such pictures."""
+        for name, got, wanted in (
+            ("source", source.shape[1:], self._image_shape),
+            ("out", out.shape, (len(indexes), *self._image_shape)),
+        ):
+            if got != wanted:  # numpy would broadcast, and fill the batch with copies
+                raise ValueError(f"{name}: got shape {got}; wanted {wanted}")
 
     def _copy(
         self, source: NDArray[Any], indexes: NDArray[np.int64], draws: Draws, out: NDArray[Any]
     ) -> None:
         """Pictures that are at most flipped, all at once."""
-        out[...] = source[indexes]
+        pictures = source[indexes]
+        if out.dtype != self._dtype:  # a batch of doubles may be of pictures that were rounded
+            pictures = pictures.astype(self._dtype)
+        out[...] = pictures
         for flipped, axis in (
             (draws.flip_horizontal, self._column_axis),
             (draws.flip_vertical, self._row_axis),
@@ -105,9 +116,12 @@ class Reference:
             if flipped.any():
                 out[flipped] = np.flip(out[flipped], 1 + axis)
 
-    def _change(self, picture: NDArray[Any], draws: Draws, i: int, warped: bool) -> NDArray[Any]:
-        """The random part (`apply_transform`) for the i-th sample of the draws."""
+    def change(self, picture: NDArray[Any], draws: Draws, i: int, warped: bool) -> NDArray[Any]:
+        """The random part (`apply_transform`) for the i-th sample of the draws, as a copy."""
         t, axis = self._transforms, self._channel_axis
+        picture = picture.astype(self._dtype)
+        if self._prescale:
+            picture *= self._prescale
         if warped:
             height, width = picture.shape[self._row_axis], picture.shape[self._column_axis]
             picture = affine.warp(
@@ -128,22 +142,41 @@ class Reference:
         if draws.flip_vertical[i]:
             picture = np.flip(picture, self._row_axis)
         if draws.brightness is not None:
-            picture = colour.brighten(picture, float(draws.brightness[i]), channel_axis=axis)
+            factor = float(draws.brightness[i])
+            picture = colour.brighten(picture, factor, channel_axis=axis, floatx=t.floatx)
         return picture
+
+    def finish(
+        self,
+        picture: NDArray[Any],
+        sample: int,
+        seeds: NDArray[np.uint32] | None,
+        note: Callable[[int], None] | None,
+    ) -> NDArray[Any]:
+        """What comes after the random part; the picture is changed where it lies."""
+        if self._named is not None:
+            picture = self._named(picture)
+        if self._function is not None:
+            picture = self._function(picture, sample, seeds, note)
+        return self._standardize(picture)
 
     def _standardize(self, picture: NDArray[Any]) -> NDArray[Any]:
         """The fixed part (`standardize`) after the user's function, in place."""
         t = self._transforms
-        if t.rescale:  # Keras takes 0 for "no rescale"
-            picture *= t.rescale
+        if self._rescale:  # Keras takes 0 for "no rescale"
+            picture *= self._rescale
         if t.offset:
             picture += t.offset
         if t.samplewise_center:
             picture -= np.mean(picture, keepdims=True)
         if t.samplewise_std_normalization:
             picture /= np.std(picture, keepdims=True) + _EPSILON
-        if self._mean is not None:
-            picture -= self._mean
-        if self._divisor is not None:
-            picture /= self._divisor
+        if self.mean is not None:
+            picture -= self.mean
+        if self.divisor is not None:
+            picture /= self.divisor
         return picture
+
+
+def _operand(factor: float | Statistic | None) -> NDArray[Any] | float | None:
+    return factor.operand() if isinstance(factor, Statistic) else factor

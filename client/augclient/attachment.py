@@ -3,10 +3,14 @@
 *One slot always circulates.* A consumer that keeps every batch, or a framework that does so for a
 while, would stop its own stream for ever; so when a lease would take the last slot, dead views are
 collected first, and if none was dead the batch is handed out as a private copy.
+
+Where the consumer maps the server's memory that is a `Shared` attachment. Where it cannot, the
+slots' bytes come by message, and `frames` has what is different then.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import gc
 import logging
@@ -14,16 +18,17 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from augclient.demand import Key
-from augclient.lease import Returns, prepare
-from augproto.errors import RemoteProtocolError, ServerLost, SlotError
-from augproto.layout import Layout, aligned_empty
+from augclient.lease import Hold, Returns, prepare, struct_of
+from augclient.span import Span
+from augproto.errors import RemoteProtocolError, ServerLost
+from augproto.layout import MAX_SPAN, Layout, aligned_empty
 from augproto.messages import Entry, Opened, Release
-from augproto.ring import MAX_SLOTS, MIN_SLOTS, Header, Ring
+from augproto.ring import MAX_SLOTS, MIN_SLOTS, Ring, mismatch
 from augproto.segment import Holder, attach
 from augproto.structure import leaves, names_from_wire
 
@@ -33,28 +38,56 @@ COLLECTION_SHARE = 0.05
 _log = logging.getLogger("augclient.link")
 
 
-class Attachment:
-    """The ring of one opening: its mapping, its leases, and the proof that this process lives.
+class Attachment(abc.ABC):
+    """The ring of one opening: its slots, its leases, and the proof that this process lives.
 
     Attributes:
         opened: What the server said of the stream.
+        kind: What the slots' bytes come by, in a word: "shared" or "frames".
         returns: Where releases gather.
         eager: So many of them are worth a message.
         copies: Batches handed out as private copies because the ring ran dry.
+        warned: Whether it was said that there are any.
     """
 
-    def __init__(self, opened: Opened, folder: Path, *, writable: bool) -> None:
+    kind: str
+
+    def __init__(self, opened: Opened) -> None:
         self.opened = opened
         _check(opened)
         arrays = [(a.name, a.dtype, a.shape) for a in opened.arrays]
-        layout = Layout.of(opened.batch_size, arrays)
-        memory = attach(opened.segment, folder, writable=writable)
-        self._ring = Ring(memory, layout, opened.slots)
-        self._holder = Holder(opened.segment, folder)
+        self._layout = Layout.of(opened.batch_size * opened.span, arrays)
         self._collect_from = 0.0
         self.eager = max(1, opened.slots // 4)
+        self._most = opened.slots - 1  # one always circulates
         self.returns = Returns()
         self.copies = 0
+        self.warned = False
+
+    @abc.abstractmethod
+    def _carries(self, entry: Entry) -> bool:
+        """Whether the slot holds what was announced, whole."""
+
+    @abc.abstractmethod
+    def _slot(self, slot: int) -> npt.NDArray[np.uint8]:
+        """The slot's bytes, as far as they are there."""
+
+    @abc.abstractmethod
+    def _struct(self, slot: int) -> object:
+        """The same as `struct_of` has it."""
+
+    @abc.abstractmethod
+    def _spare(self, slot: int) -> npt.NDArray[np.uint8] | None:
+        """Bytes that stay when the slot is given back; None if a lease on it may be had after
+        all."""
+
+    @abc.abstractmethod
+    def given_back(self, released: tuple[Release, ...]) -> None:
+        """The server is told of these releases."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Give up the proof of life; arrays that are still alive stay readable."""
 
     def check_follower(self, opened: Opened, address: str) -> None:
         """A stream is a pure function, so it goes on where it was, if it is the same stream."""
@@ -67,12 +100,12 @@ class Attachment:
     @property
     def dry(self) -> bool:
         """Whether all slots but one are leased."""
-        return self.returns.leased >= self.opened.slots - 1
+        return self.returns.leased >= self._most
 
-    def take(self, ready: dict[Key, Entry], key: Key) -> dict[str, npt.NDArray[Any]] | None:
-        """The arrays of a batch if it is ready: a lease on its slot, or a copy of it.
+    def take(self, ready: dict[Key, Entry], key: Key) -> Span | None:
+        """What is in a slot if it is ready: a lease on it, or a copy.
 
-        The batch leaves `ready` and its slot changes hands in neighbouring statements without a
+        The entry leaves `ready` and its slot changes hands in neighbouring statements without a
         call between, so that no signal finds it in both places, or in none.
 
         Raises:
@@ -81,30 +114,29 @@ class Attachment:
         entry = ready.get(key)
         if entry is None:
             return None
-        returns, layout = self.returns, self._ring.layout
-        header = Header(self.opened.stream, entry.epoch, entry.step, entry.sequence, entry.samples)
+        returns, layout = self.returns, self._layout
         release = Release(entry.slot, entry.sequence)
-        try:
-            self._ring.check(entry.slot, header)
-        except SlotError:
+        if not self._carries(entry):
+            self._refuse(ready, entry)
+        spare = self._spare(entry.slot) if returns.leased >= self._most else None
+        if spare is not None:
+            span = Span(self.opened, layout, entry, spare, leased=False)
             del ready[key]
             returns.dropped.append(release)
-            raise
-        slot = self._ring.slot(entry.slot)
-        self.collect()
-        if self.dry:
-            copy = aligned_empty(slot.nbytes)
-            copy[...] = slot
-            arrays = layout.arrays(copy, entry.samples)
-            del ready[key]
-            returns.dropped.append(release)
-            self._count_copy()
-            return arrays
-        view, hold = prepare(slot, release, returns)
-        arrays = layout.arrays(view, entry.samples)
+            return span
+        hold: Hold | None = None  # set first, forgotten first; see `prepare`
+        view, hold = prepare(self._struct(entry.slot), release, returns)
+        span = Span(self.opened, layout, entry, view, leased=True)
         returns.held[release] = hold
         del ready[key]
-        return arrays
+        return span
+
+    def _refuse(self, ready: dict[Key, Entry], entry: Entry) -> None:
+        """Say what a slot carries instead of what was announced."""
+        error = mismatch(self._slot(entry.slot), self.opened.stream, entry)
+        del ready[entry[:2]]
+        self.returns.dropped.append(Release(entry.slot, entry.sequence))
+        raise error
 
     def collect(self) -> None:
         """If the ring is dry, make dead views release: frameworks keep some for later.
@@ -129,17 +161,62 @@ class Attachment:
             took = time.monotonic() - started
             self._collect_from = started + took / COLLECTION_SHARE
 
-    def _count_copy(self) -> None:
-        if self.copies == 0:
+
+class Shared(Attachment):
+    """A ring in memory that this process maps.
+
+    Args:
+        opened: What the server said of the stream.
+        folder: Where its segments are found.
+        writable: Map it read-write.
+
+    Raises:
+        ServerLost: The segment is gone.
+        OSError: It cannot be mapped from here.
+    """
+
+    kind = "shared"
+
+    def __init__(self, opened: Opened, folder: Path, *, writable: bool) -> None:
+        super().__init__(opened)
+        memory = attach(opened.segment, folder, writable=writable)
+        self._ring = Ring(memory, self._layout, opened.slots)
+        self._structs = [struct_of(self._ring.slot(slot)) for slot in range(opened.slots)]
+        self._holder = Holder(opened.segment, folder)
+
+    def _carries(self, entry: Entry) -> bool:
+        return self._ring.carries(entry.slot, self.opened.stream, entry)
+
+    def _slot(self, slot: int) -> npt.NDArray[np.uint8]:
+        return self._ring.slot(slot)
+
+    def _struct(self, slot: int) -> object:
+        return self._structs[slot]
+
+    def _spare(self, slot: int) -> npt.NDArray[np.uint8] | None:
+        self.collect()
+        if not self.dry:
+            return None
+        memory = self._ring.slot(slot)
+        copy = aligned_empty(memory.nbytes)
+        copy[...] = memory
+        self._warn_of_copies()
+        return copy
+
+    def _warn_of_copies(self) -> None:
+        if not self.warned:
             _log.warning(
                 "all %d slots of the ring but one are in use, so batches are copied out from here "
                 "on; unless you keep batches on purpose, ask for more slots (slots=)",
                 self.opened.slots,
             )
-        self.copies += 1
+        self.warned = True
+
+    def given_back(self, released: tuple[Release, ...]) -> None:
+        """Nothing else is to be done."""
 
     def close(self) -> None:
-        """Give up the proof of life; arrays that are still alive stay readable."""
+        """See `Attachment`."""
         self._holder.close()
 
 
@@ -149,6 +226,10 @@ def _check(opened: Opened) -> None:
         raise RemoteProtocolError(
             f"Opened: got {opened.slots} slots and {opened.steps} steps; wanted {MIN_SLOTS} to "
             f"{MAX_SLOTS} slots and at least one step"
+        )
+    if not 1 <= opened.span <= MAX_SPAN:
+        raise RemoteProtocolError(
+            f"Opened: got {opened.span} batches in a slot; wanted 1 to {MAX_SPAN}, as was asked for"
         )
     known = {array.name for array in opened.arrays}
     roles = {role: names_from_wire(names, role) for role, names in opened.structure.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import logging
 import operator
 import os
@@ -10,21 +10,20 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, Unpack, cast
+from typing import Any, Self, Unpack, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from augclient.demand import Key
-from augclient.link import Link
-from augclient.local import PrivateServer, private_server
+from augclient import access, opening
+from augclient.opening import Opening, Source
 from augclient.report import Report
-from augclient.request import Paths, Request, SpecOptions, request
-from augproto.errors import ConfigError, ServerLost
-from augproto.fingerprint import fingerprint
-from augproto.messages import Bad, Open, Opened
+from augclient.request import Paths, SpecOptions, request
+from augproto import checks
+from augproto.errors import ConfigError
+from augproto.messages import ArraySpec, Bad
 from augproto.ring import MAX_SLOTS, MIN_SLOTS
-from augproto.spec import HANDED, MAX_EPOCH
+from augproto.spec import MAX_EPOCH
 from augproto.structure import Structure, names_from_wire, rebuild
 
 Array = npt.NDArray[Any]
@@ -35,6 +34,8 @@ TIMEOUT = 60.0
 ADDRESS_VARIABLE = "AUGSERVER_ADDRESS"
 #: The number of a private server's workers, for every consumer that gives none itself.
 WORKERS_VARIABLE = "AUGSERVER_WORKERS"
+#: How batches come to every consumer that does not say so itself.
+MEMORY_VARIABLE = "AUGSERVER_MEMORY"
 
 
 _log = logging.getLogger("augclient.consumer")
@@ -45,12 +46,13 @@ class Batch:
     """The arrays of one training step.
 
     The arrays are views of shared memory, read-only unless the consumer is writable. Each starts
-    at a multiple of 64 bytes. Its slot is free again when the last view is gone: keep what you
-    need with `copy()`, and let go of the rest.
+    at a multiple of 64 bytes (by frames, of 8). Its slot is free again when the last view is gone:
+    keep what you need with `copy()`, and let go of the rest.
 
     Attributes:
         epoch, step: Which batch it is.
         x, y, sample_weight: One array, a tuple or a dict of them, rows = samples; or None.
+        hashes: What `Spec.hashes` asked for, int64 (samples,); or None.
     """
 
     epoch: int
@@ -58,6 +60,7 @@ class Batch:
     x: Structure[Array]
     y: Structure[Array] | None = None
     sample_weight: Structure[Array] | None = None
+    hashes: Structure[Array] | None = None
 
     def copy(self) -> Batch:
         """The same batch in private, writable memory, without a hold on the ring."""
@@ -66,38 +69,14 @@ class Batch:
             return None if structure is None else rebuild(structure, np.array)
 
         x = rebuild(self.x, np.array)
-        return Batch(self.epoch, self.step, x, private(self.y), private(self.sample_weight))
+        y, weight, hashes = map(private, (self.y, self.sample_weight, self.hashes))
+        return Batch(self.epoch, self.step, x, y, weight, hashes)
 
     def as_tuple(self) -> tuple[Any, ...]:
         """(x,), (x, y) or (x, y, sample_weight), as Keras takes them."""
         if self.sample_weight is not None:
             return self.x, self.y, self.sample_weight
         return (self.x,) if self.y is None else (self.x, self.y)
-
-
-class Source(Protocol):
-    """Where batches come from: a server, or this process itself (workers=0)."""
-
-    @property
-    def opened(self) -> Opened:
-        """What the stream is."""
-
-    @property
-    def leased(self) -> int:
-        """Slots held now."""
-
-    @property
-    def copies(self) -> int:
-        """Batches that were copied because the ring ran dry."""
-
-    def fetch(self, key: Key, timeout: float) -> dict[str, Array]:
-        """The arrays of a batch, by field."""
-
-    def bad(self, key: Key) -> tuple[Bad, ...]:
-        """The samples that a batch just fetched had to do without."""
-
-    def close(self) -> None:
-        """Let go of everything."""
 
 
 class Consumer:
@@ -110,12 +89,16 @@ class Consumer:
                 train(batch.x, batch.y)
 
     Args:
-        x, y, sample_weight: Arrays, or a tuple or dict of them; with `data`, their names.
+        x, y, sample_weight: Arrays, or a tuple or dict of them; with `data`, their names. With an
+            address they are handed to that server once, whatever the number of consumers, and are
+            read again when it was restarted: leave them as they are.
         data: Files (.npz, .npy) on the server's side that hold the arrays. With `pictures`, a
             folder there of picture files, or a .csv that lists them: x and y stay out.
-        files: Paths of picture files, one for each row of y and sample_weight, if there are any
-            (a private server only).
+        files: Paths of picture files, one for each row of y and sample_weight, if there are any.
+            With an address they are of the server's machine, and lie below its roots.
         stream: The name of a stream in the server's augserver.toml, instead of all of these.
+        dataset: The name of a dataset in the server's augserver.toml, instead of data and files. x,
+            y and the options that are left out are as that file says of the dataset.
         address: A server's address. Without one (and without the environment variable
             AUGSERVER_ADDRESS) a private server is started, which ends with this program and is
             shared by all its consumers.
@@ -123,14 +106,24 @@ class Consumer:
             AUGSERVER_WORKERS); it never has fewer than the most that was asked for. 0 computes the
             same bytes in this process, for a debugger.
         slots: Of the ring: how many batches can be ready or in use at once.
-        timeout: Seconds that a batch may take to come.
+        timeout: Seconds that a batch may take to come. A server at an address may be restarted
+            within them: the stream goes on at the next step.
         writable: Map the ring read-write; a change you make stays in this batch.
+        memory: "shared" for batches in memory that is shared with the server, "frames" for batches
+            that come by message; "auto" (or what AUGSERVER_MEMORY says) shares it where that can be
+            had: on one host, in containers that share it.
+        key, server_key: Paths of the program's secret key and of the server's public one, where the
+            server asks for keys (by default what AUGSERVER_CLIENT_KEY and AUGSERVER_SERVER_KEY
+            name); `augserver keygen` makes such files.
         **options: Fields of the spec; see `augproto.spec.Spec` and `SpecOptions`.
 
     Raises:
         ConfigError: An argument cannot be served.
         ConnectTimeout: Nobody answers at the address.
+        NotAllowed: Who answers there asks for another key.
     """
+
+    _scripted = False
 
     def __init__(
         self,
@@ -141,17 +134,29 @@ class Consumer:
         data: Paths | None = None,
         files: Iterable[str | os.PathLike[str]] | None = None,
         stream: str | None = None,
+        dataset: str | None = None,
         address: str | None = None,
         workers: int | None = None,
         slots: int | None = None,
         timeout: float = TIMEOUT,
         writable: bool = False,
+        memory: str = access.AUTO,
+        key: str | os.PathLike[str] | None = None,
+        server_key: str | os.PathLike[str] | None = None,
         **options: Unpack[SpecOptions],
     ) -> None:
-        wanted = request(
-            x, y, sample_weight, data=data, files=files, stream=stream, options=options
-        )
         address = address or os.environ.get(ADDRESS_VARIABLE)
+        wanted = request(
+            x,
+            y,
+            sample_weight,
+            data=data,
+            files=files,
+            stream=stream,
+            dataset=dataset,
+            options=options,
+            shared=address is not None,
+        )
         if workers is None and os.environ.get(WORKERS_VARIABLE):
             workers = _environment_workers()
         _check_whole("workers", workers, 0, 1024)
@@ -160,21 +165,29 @@ class Consumer:
         if address is not None and not isinstance(address, str):
             raise ConfigError(f"address: got {address!r}; wanted text like 'ipc:///path'")
         self._finalizer = weakref.finalize(self, lambda: None)
+        memory = access.checked(memory)
+        if memory == access.AUTO:
+            memory = access.checked(os.environ.get(MEMORY_VARIABLE) or memory)
         if workers == 0 and address is None:
-            self._source: Source = _inline(wanted)
+            self._source: Source = opening.inline(wanted)
         elif address is not None:
-            self._source = _join(address, wanted, slots, writable)
+            keys = access.keys(key, server_key)
+            wish = Opening(wanted, slots, writable, self._scripted, memory, keys)
+            self._source = opening.join(address, wish)
         else:
-            self._source, give_up = _private(wanted, workers, slots, writable)
+            wish = Opening(wanted, slots, writable, self._scripted, memory)
+            self._source, give_up = opening.private(wish, workers)
             self._finalizer = weakref.finalize(self, give_up)
             self._finalizer.atexit = False  # then the whole server goes
         # A link's thread must not keep a forgotten consumer's stream alive.
         self._closer = weakref.finalize(self, self._source.close)
         self._closer.atexit = False  # links end by themselves, in the right order
         opened = self._source.opened
-        self._structure = {
-            role: names_from_wire(names, role) for role, names in opened.structure.items()
-        }
+        #: Names of a batch's arrays, by role (x, y, sample_weight, hashes).
+        self.structure = {r: names_from_wire(names, r) for r, names in opened.structure.items()}
+        self._plain = _plain(self.structure)
+        self.arrays: tuple[ArraySpec, ...] = opened.arrays  #: name, dtype, shape of one sample
+        self.writable = writable or self._source.opened.slots == 0  #: whether batches are
         self.steps: int = opened.steps  #: batches in an epoch
         self.samples: int = opened.samples  #: samples in an epoch
         self.batch_size: int = opened.batch_size
@@ -195,6 +208,16 @@ class Consumer:
         """How many batches were handed out as copies because all other slots were in use."""
         return self._source.copies
 
+    @property
+    def memory(self) -> str:
+        """What batches come by now: "shared" memory, "frames", or with workers=0 their "own"."""
+        return self._source.memory
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server answers; while it does not, batches are waited for."""
+        return self._source.connected
+
     def get(self, epoch: int, step: int, *, timeout: float | None = None) -> Batch:
         """One batch, by index; those after it are made ahead.
 
@@ -209,17 +232,21 @@ class Consumer:
                 f"from 0 to {self.steps - 1}"
             )
         seconds = self.timeout if timeout is None else _checked_timeout(timeout)
-        arrays = self._source.fetch((epoch, step), seconds)
-        told = self._report.handed(epoch, step, self._source.bad((epoch, step)))
+        key = (epoch, step)
+        arrays = self._source.fetch(key, seconds)
+        told = self._report.handed(epoch, step, self._source.bad(key))
         if told is not None:
             _log.warning("%s", told)
+        if self._plain is not None:
+            x, y = self._plain
+            return Batch(epoch, step, arrays[x], arrays[y] if y is not None else None)
 
         def part(role: str) -> Structure[Array] | None:
-            names = self._structure.get(role)
+            names = self.structure.get(role)
             return None if names is None else rebuild(names, arrays.__getitem__)
 
-        x = cast(Structure[Array], part("x"))
-        return Batch(epoch, step, x, part("y"), part("sample_weight"))
+        several = cast(Structure[Array], part("x"))
+        return Batch(epoch, step, several, part("y"), part("sample_weight"), part("hashes"))
 
     def bad_samples(self, epoch: int) -> tuple[Bad, ...]:
         """The samples that the batches of an epoch, as far as they have been handed out, had to do
@@ -234,12 +261,19 @@ class Consumer:
         for step in range(first, self.steps):
             yield self.get(epoch, step)
 
+    def epochs(self, count: int, *, first: int = 0) -> Iterator[Batch]:
+        """The batches of so many epochs in order, from epoch `first` on; each knows its epoch.
+
+        Raises:
+            ConfigError: These are no numbers of epochs.
+        """
+        count = checks.whole("epochs", count, 0, MAX_EPOCH + 1)
+        first = checks.whole("first", first, 0, MAX_EPOCH)
+        return itertools.chain.from_iterable(map(self.epoch, range(first, first + count)))
+
     def __iter__(self) -> Iterator[Batch]:
         """All epochs, for ever."""
-        epoch = 0
-        while True:
-            yield from self.epoch(epoch)
-            epoch += 1
+        return itertools.chain.from_iterable(map(self.epoch, itertools.count()))
 
     def close(self) -> None:
         """Let go of the stream. Arrays that are still alive stay readable."""
@@ -249,11 +283,19 @@ class Consumer:
             self._closer.detach()
             self._finalizer()
 
-    def __enter__(self) -> Consumer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _plain(structure: dict[str, Structure[str]]) -> tuple[str, str | None] | None:
+    """The fields of x and y where each is one array, and there is nothing else; else None."""
+    x, y = structure["x"], structure.get("y")
+    if isinstance(x, str) and (y is None or isinstance(y, str)) and structure.keys() <= {"x", "y"}:
+        return x, y
+    return None
 
 
 def _check_whole(name: str, value: object, low: int, high: int) -> None:
@@ -272,94 +314,3 @@ def _environment_workers() -> int:
     if not text.isdecimal():
         raise ConfigError(f"{WORKERS_VARIABLE}: got {text!r}; wanted a whole number")
     return int(text)
-
-
-def _wish(wanted: Request, slots: int | None) -> Open:
-    spec = wanted.spec.to_wire() if wanted.spec is not None else None
-    return Open(wanted.stream, spec, slots, wanted.changes)
-
-
-def _join(address: str, wanted: Request, slots: int | None, writable: bool) -> Link:
-    if wanted.arrays or wanted.code is not None:
-        what = "arrays" if wanted.arrays else "a function"
-        raise ConfigError(
-            f"{what} of this program cannot be handed to the server at {address}, which others "
-            f"use. Leave address (and the environment variable {ADDRESS_VARIABLE}) out for a "
-            "private server, or name a stream (stream=), files on the server (data=) and functions "
-            "it can import (function='package.module:name')"
-        )
-    return Link(address, _wish(wanted, slots), writable=writable)
-
-
-def _private(
-    wanted: Request, workers: int | None, slots: int | None, writable: bool
-) -> tuple[Link, Any]:
-    if wanted.stream is not None:
-        raise ConfigError(
-            f"stream={wanted.stream!r} is a name in a server's config: say which server (address=)"
-        )
-    wanted = _absolute(wanted)
-    server = private_server(workers)
-    try:
-        return _open_private(server, wanted, slots, writable)
-    except ServerLost:
-        # It was about to end, or stands still: its other consumers learn that by themselves.
-        server.disown()
-        return _open_private(private_server(workers), wanted, slots, writable)
-
-
-def _open_private(
-    server: PrivateServer, wanted: Request, slots: int | None, writable: bool
-) -> tuple[Link, Any]:
-    give_up = _hand_over(server, wanted)
-    try:
-        link = Link(server.address, _wish(wanted, slots), writable=writable, lives=server.alive)
-    except BaseException:
-        give_up()
-        raise
-    return link, give_up
-
-
-def _absolute(wanted: Request) -> Request:
-    """Paths of this program, whose folder may be another by the time that a server looks."""
-    spec = wanted.spec
-    if spec is None or spec.data[0].startswith(HANDED):
-        return wanted
-    try:
-        paths = tuple(os.path.abspath(os.path.expanduser(path)) for path in spec.data)
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"data: got {spec.data!r:.200} in a working directory that is gone; wanted a path from "
-            "the root (/) on"
-        ) from error
-    return dataclasses.replace(wanted, spec=dataclasses.replace(spec, data=paths))
-
-
-def _hand_over(server: PrivateServer, wanted: Request) -> Any:
-    """Give the server what it needs of this program; returns how to give that up."""
-    if wanted.code is not None:
-        server.hand_function(wanted.code)
-    if not wanted.arrays or wanted.spec is None:
-        return lambda: None
-    name = wanted.spec.data[0].removeprefix(HANDED)
-    server.hand_arrays(name, wanted.arrays)
-    return lambda: server.withdraw(name)
-
-
-def _inline(wanted: Request) -> Source:
-    # Found at run time: the client's package does not depend on the server's.
-    import importlib
-
-    try:
-        inline = importlib.import_module("augserver.inline")
-    except ImportError as error:
-        raise ConfigError(
-            f"workers=0 computes in this process and needs the server's packages ({error}): "
-            "pip install 'augserver[server]'"
-        ) from error
-    if wanted.spec is None:
-        raise ConfigError("stream= is a name in a server's config: say which server (address=)")
-    wanted = _absolute(wanted)
-    arrays = wanted.arrays or None
-    mark = fingerprint(wanted.arrays) if arrays else None
-    return cast(Source, inline.Inline(wanted.spec, arrays, wanted.function, mark))

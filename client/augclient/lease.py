@@ -17,7 +17,6 @@ import os
 import select
 import weakref
 from collections import deque
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -126,28 +125,45 @@ class Returns:
         taken = [self.dropped.popleft() for _ in range(len(self.dropped))]
         for _ in range(len(self._ended)):
             release = self._ended.popleft().release
-            self.held.pop(release, None)
-            taken.append(release)
+            if self.held.pop(release, None) is not None:  # or nobody had it yet
+                taken.append(release)
         return tuple(taken)
 
 
 class Lease:
     """The base of a leased batch's arrays: numpy sees memory, Python sees a lifetime."""
 
-    __slots__ = ("__array_interface__", "__weakref__", "_memory")
+    __slots__ = ("__array_struct__", "__weakref__")
 
-    def __init__(self, memory: npt.NDArray[np.uint8]) -> None:
-        self._memory = memory  # holds the mapping
-        self.__array_interface__: dict[str, Any] = memory.__array_interface__
+    def __init__(self, struct: object) -> None:
+        self.__array_struct__ = struct
+
+
+def struct_of(slot: npt.NDArray[np.uint8]) -> object:
+    """What numpy makes an array of: a capsule that describes the slot and holds its mapping.
+
+    It is made once for each slot and not for each lease: it is the lease that is new each time.
+    """
+    return slot.__array_struct__
 
 
 def prepare(
-    slot: npt.NDArray[np.uint8], release: Release, returns: Returns
+    struct: object, release: Release, returns: Returns
 ) -> tuple[npt.NDArray[np.uint8], Hold]:
-    """The slot's bytes as an array, and the hold that makes a lease of it (see `Returns.held`)."""
-    base = Lease(slot)
+    """The slot's bytes as an array, and the hold that makes a lease of it (see `Returns.held`).
+
+    Where Ctrl-C comes before the hold is held, a hold that is forgotten before its lease does not
+    see the end of what nobody had. A tuple forgets its last element first, and a function the
+    variables that were set first: so it is in this order here, and in the other one below.
+
+    Args:
+        struct: Of the slot (see `struct_of`).
+    """
+    hold: Hold | None = None
+    base = Lease(struct)
+    view = np.asarray(base)
     hold = returns.hold(base, release)
-    return np.asarray(base), hold
+    return view, hold
 
 
 def lease(slot: npt.NDArray[np.uint8], release: Release, returns: Returns) -> npt.NDArray[np.uint8]:
@@ -156,6 +172,6 @@ def lease(slot: npt.NDArray[np.uint8], release: Release, returns: Returns) -> np
     Args:
         slot: The slot in the ring's mapping; read-only if that is.
     """
-    view, hold = prepare(slot, release, returns)
+    view, hold = prepare(struct_of(slot), release, returns)
     returns.held[release] = hold
     return view

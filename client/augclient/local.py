@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from augclient.tie import Tie
+from augproto.codec import decode, encode
 from augproto.errors import AugError, ConfigError, RemoteProtocolError, ServerLost
 from augproto.faults import error_of
 from augproto.messages import (
@@ -37,14 +38,14 @@ from augproto.messages import (
     Scale,
     Serving,
     Withdraw,
-    decode,
-    encode,
 )
 from augproto.segment import map_file, sweep
 
 #: Seconds for a private server to start and to answer.
 START_TIMEOUT = 60.0
 ANSWER_TIMEOUT = 60.0
+#: Seconds for another thread to hand its arrays over.
+HAND_TIMEOUT = 600.0
 #: Seconds for a private server to end by itself.
 GRACE = 5.0
 
@@ -105,6 +106,9 @@ class PrivateServer:
             _processes.append(self._process)
             self._tie = Tie(socket.socket(fileno=mine.detach()))
         self._known: set[str] = set()
+        # Offer, write, Filled: another thread's offer of the same arrays in between would take the
+        # room away. Reentrant, for a signal's handler that opens a stream.
+        self._handing = threading.RLock()
         try:
             first = self._tie.first(START_TIMEOUT)
             self.address = self._checked(first, Serving, START_TIMEOUT).address
@@ -134,6 +138,17 @@ class PrivateServer:
         Raises:
             NoRoom: They do not fit into shared memory.
         """
+        if not self._handing.acquire(timeout=HAND_TIMEOUT):
+            raise ServerLost(
+                f"another thread has been handing arrays over for {HAND_TIMEOUT:.0f} s; the "
+                "private server stands still, or the machine is out of memory"
+            )
+        try:
+            self._hand_arrays(name, arrays)
+        finally:
+            self._handing.release()
+
+    def _hand_arrays(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         specs = tuple(ArraySpec(n, a.dtype.str, a.shape) for n, a in arrays.items())
         try:
             room = self.ask(Offer(name, specs), Room)

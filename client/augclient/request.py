@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from augproto.errors import ConfigError
-from augproto.files import File, pack
+from augproto.files import File, pack, pack_paths
 from augproto.fingerprint import fingerprint
 from augproto.messages import MAX_FUNCTION_BYTES, Function
 from augproto.pictures import Pictures
-from augproto.spec import HANDED, Spec
+from augproto.spec import DATASET, HANDED, Spec
 from augproto.structure import Structure, leaves, places, rebuild
 from augproto.transforms import Transforms
 
@@ -39,6 +41,7 @@ MAX_ARRAYS = 64
 class SpecOptions(TypedDict, total=False):
     """Fields of `augproto.spec.Spec`, which documents them; what is left out has its default.
 
+    `whitening` may be the matrix itself, which is then handed over with the other arrays.
     `function` is the user's own function of one picture, or the import path of one; it stands at
     the place of Keras's preprocessing_function.
     """
@@ -57,6 +60,9 @@ class SpecOptions(TypedDict, total=False):
     dtype: str
     pictures: Pictures | Mapping[str, object]
     scheme: str
+    whitening: str | npt.ArrayLike | None
+    hashes: int | None
+    cache: str | None
     bad_samples: str
     transforms: Transforms | Mapping[str, object]
     function: PictureFunction | str | None
@@ -69,7 +75,8 @@ class Request:
     Attributes:
         changes: Fields of a named stream that this consumer sets for itself.
         arrays: To be handed over, by name; empty where the server reads files.
-        function, code: The user's own function, as itself and for a private server.
+        function, code: The user's own function, as itself and for a private server; there is no
+            code for one that others use.
     """
 
     stream: str | None = None
@@ -88,15 +95,19 @@ def request(
     data: Paths | None,
     files: Iterable[str | os.PathLike[str]] | None = None,
     stream: str | None,
+    dataset: str | None = None,
     options: SpecOptions,
+    shared: bool = False,
 ) -> Request:
     """Read what a user passed.
 
     Args:
+        shared: The server is one that others use, so that a function goes by its import path.
         x, y, sample_weight: Arrays (or a tuple or dict of them); with `data`, their names.
         data: Files on the server that hold the arrays, or with `pictures` a folder or a .csv.
-        files: Paths of picture files of this machine.
+        files: Paths of picture files: of this machine, or of the server's if it is shared.
         stream: The name of a stream in the server's config, instead of all these.
+        dataset: The name of a dataset in the server's config, instead of data and files.
 
     Raises:
         ConfigError: The arguments contradict each other or cannot be served.
@@ -104,19 +115,21 @@ def request(
     fields = dict(options)
     function = fields.pop("function", None)
     if stream is not None:
-        if function or any(v is not None for v in (data, files, x, y, sample_weight)):
+        if function or any(v is not None for v in (data, files, x, y, sample_weight, dataset)):
             raise ConfigError(
                 f"stream={stream!r} names a stream of the server's config, which has its own data "
-                "and transforms; leave x, y, sample_weight, data, files and function out"
+                "and transforms; leave x, y, sample_weight, data, files, dataset and function out"
             )
         return Request(stream=stream, changes=_plain(fields))
+    if dataset is not None:
+        data = _named(dataset, data, files)
     if files is not None:
         if x is not None or data is not None:
             raise ConfigError("files: got x or data beside it; wanted the pictures once")
         given_pictures = fields.get("pictures", {})
         if isinstance(given_pictures, Mapping):  # such files have no classes of their own
             fields["pictures"] = {"label_mode": "none", **given_pictures}
-    elif x is None and (data is None or "pictures" not in fields):
+    elif x is None and dataset is None and (data is None or "pictures" not in fields):
         raise ConfigError(
             "x: got None; wanted arrays, names of arrays together with data=, or pictures= "
             "together with data= (a folder or a .csv) or files="
@@ -125,7 +138,15 @@ def request(
     named = {role: value for role, value in given.items() if value is not None}
     arrays: dict[str, Array] = {}
     if files is not None:
-        arrays |= _stat(files)
+        arrays |= _on_server(files) if shared else _stat(files)
+    whitening = fields.get("whitening")
+    if whitening is not None and not isinstance(whitening, str):
+        if data is not None:
+            raise ConfigError(
+                "whitening: got a matrix beside data=; wanted the name of an array in that dataset"
+            )
+        _take("whitening", whitening, arrays)
+        fields["whitening"] = "whitening"
     if data is None:
         named = {role: _take(role, value, arrays) for role, value in named.items()}
         names: Sequence[str] | str = (f"{HANDED}{fingerprint(arrays)}",)
@@ -138,10 +159,26 @@ def request(
                 f"{next(iter(named))}: got a value beside data= and pictures=, whose labels come "
                 "with them (label_mode); labels of your own go with files="
             )
-    code, fields["transforms"] = _with_function(fields.get("transforms", Transforms()), function)
+    code, fields["transforms"] = _with_function(
+        fields.get("transforms", Transforms()), function, shared=shared
+    )
     spec = Spec.from_wire(fields | named | {"data": names})
     own = function if callable(function) else None
     return Request(spec=spec, arrays=arrays, function=own, code=code)
+
+
+def _named(dataset: object, data: object, files: object) -> str:
+    """As data, the name of a dataset that the server's config describes."""
+    if not isinstance(dataset, str) or not dataset:
+        raise ConfigError(
+            f"dataset: got {dataset!r:.80}; wanted the name of a dataset in the server's config"
+        )
+    if data is not None or files is not None:
+        raise ConfigError(
+            f"dataset={dataset!r} names a dataset of the server's config, whose files the server "
+            "knows; leave data and files out"
+        )
+    return f"{DATASET}{dataset}"
 
 
 def _paths(data: Paths) -> list[str]:
@@ -151,15 +188,33 @@ def _paths(data: Paths) -> list[str]:
     return [os.fspath(path) for path in several]
 
 
-def _stat(files: Iterable[str | os.PathLike[str]]) -> dict[str, Array]:
-    """The files as the arrays that are handed over, with their sizes and times as they are now."""
+def _listed(files: Iterable[str | os.PathLike[str]]) -> list[str | os.PathLike[str]]:
     if isinstance(files, (str, bytes, os.PathLike)) or not isinstance(files, Iterable):
         raise ConfigError(f"files: got {files!r:.80}; wanted a list of paths")
     files = list(files)
     if not files:
         raise ConfigError(f"files: got {files!r:.80}; wanted a list of at least one path")
+    return files
+
+
+def _on_server(files: Iterable[str | os.PathLike[str]]) -> dict[str, Array]:
+    """The paths alone: what they are, the server finds out, for they are of its machine."""
     listed = []
-    for path in files:
+    for path in _listed(files):
+        text = os.fspath(path)
+        if not isinstance(text, str) or not os.path.isabs(text) or "\0" in text:
+            raise ConfigError(
+                f"files: got {path!r:.200}; wanted paths from the root (/) on, as the server has "
+                "them at whose address this is"
+            )
+        listed.append(text)
+    return pack_paths(listed)
+
+
+def _stat(files: Iterable[str | os.PathLike[str]]) -> dict[str, Array]:
+    """The files as the arrays that are handed over, with their sizes and times as they are now."""
+    listed = []
+    for path in _listed(files):
         try:
             absolute = os.path.abspath(os.fspath(path))
             status = os.stat(absolute)
@@ -219,7 +274,7 @@ def _image_names(images: object) -> list[str]:
 
 
 def _with_function(
-    transforms: object, function: object
+    transforms: object, function: object, *, shared: bool
 ) -> tuple[Function | None, Transforms | object]:
     checked = transforms if isinstance(transforms, Transforms) else Transforms.from_wire(transforms)
     if function is None:
@@ -231,8 +286,36 @@ def _with_function(
             f"function: got {function!r:.80}; wanted a function of one picture, or the import "
             "path of one ('package.module:name')"
         )
+    if shared:
+        return None, replace(checked, function=import_path(function))
     code = pickled(function)
     return code, replace(checked, function=code.name)
+
+
+def import_path(function: PictureFunction) -> str:
+    """Where others find a function: 'package.module:name'.
+
+    A server that others use gets no code, only such a path, and its config says which it allows.
+
+    Raises:
+        ConfigError: Nobody else can import this very function.
+    """
+    module = getattr(function, "__module__", None)
+    name = getattr(function, "__qualname__", None)
+    found: object = None
+    if module and module != "__main__" and name:
+        with contextlib.suppress(ImportError, AttributeError):
+            found = operator.attrgetter(name)(importlib.import_module(module))
+    if found is not function:
+        shown = f"{module or '?'}:{name or type(function).__qualname__}"
+        raise ConfigError(
+            f"function: {shown:.200} cannot be imported by a server that others use (it is of the "
+            "program itself, inside another function, a lambda, or made of others). Move it to the "
+            "top of a module that the server has, too, and name it in its config "
+            "(allow_transforms); or leave the address (and AUGSERVER_ADDRESS) out for a private "
+            "server, which takes any function"
+        )
+    return f"{module}:{name}"
 
 
 def pickled(function: PictureFunction) -> Function:

@@ -10,10 +10,10 @@ from typing import Any, Unpack
 import keras
 
 from augclient import interrupt
-from augclient.consumer import TIMEOUT, Batch, Consumer
+from augclient.access import AUTO
+from augclient.consumer import TIMEOUT, Consumer
 from augclient.passes import Passes
 from augclient.request import Paths, SpecOptions
-from augproto.structure import Structure, rebuild
 
 
 class AugSequence(keras.utils.PyDataset):  # type: ignore[misc] # keras carries no types
@@ -48,12 +48,16 @@ class AugSequence(keras.utils.PyDataset):  # type: ignore[misc] # keras carries 
         data: Paths | None = None,
         files: Iterable[str | os.PathLike[str]] | None = None,
         stream: str | None = None,
+        dataset: str | None = None,
         address: str | None = None,
         workers: int | None = None,
         slots: int | None = None,
         timeout: float = TIMEOUT,
         use_multiprocessing: bool = False,
         max_queue_size: int | None = None,
+        memory: str = AUTO,
+        key: str | os.PathLike[str] | None = None,
+        server_key: str | os.PathLike[str] | None = None,
         **options: Unpack[SpecOptions],
     ) -> None:
         super().__init__(workers=1, use_multiprocessing=False)
@@ -69,11 +73,15 @@ class AugSequence(keras.utils.PyDataset):  # type: ignore[misc] # keras carries 
             data=data,
             files=files,
             stream=stream,
+            dataset=dataset,
             address=address,
             workers=workers,
             slots=slots,
             timeout=timeout,
             writable=self._torch,
+            memory=memory,
+            key=key,
+            server_key=server_key,
             **options,
         )
         self._passes = Passes(self.consumer.steps, shuffled=self.consumer.shuffle)
@@ -94,7 +102,11 @@ class AugSequence(keras.utils.PyDataset):  # type: ignore[misc] # keras carries 
         if not 0 <= index < self.consumer.steps:
             raise IndexError(f"batch {index}: wanted 0 to {self.consumer.steps - 1}")
         batch = self.consumer.get(*self._passes.get(index))
-        return _as_tensors(batch) if self._torch else batch.as_tuple()
+        if self._torch:
+            from augclient.torch_data import as_tensors  # imports PyTorch
+
+            return as_tensors(batch)
+        return batch.as_tuple()
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """One epoch, for a loop of your own: `for x, y in sequence`."""
@@ -102,6 +114,26 @@ class AugSequence(keras.utils.PyDataset):  # type: ignore[misc] # keras carries 
         self.on_epoch_begin()
         for index in range(self.num_batches):
             yield self[index]
+
+    def as_tf_dataset(self, *, epoch: int = 0, prefetch: int | None = None) -> Any:
+        """The same stream as a `tf.data.Dataset`: on TensorFlow `fit` spends less on each batch.
+
+        Keras calls a sequence through a generator of its own; a dataset is called by TensorFlow.
+        For small batches that is what a step costs. Every iteration is an epoch of its own count,
+        from `epoch` on; for the rest see `augclient.tf_data.as_dataset`. Do not take batches from
+        the sequence itself meanwhile: the ring serves one order at a time without waste.
+
+        Args:
+            epoch: The first one.
+            prefetch: Batches that TensorFlow fetches ahead, each of which holds a slot.
+
+        Returns:
+            Elements are (x,), (x, y) or (x, y, sample_weight); cardinality is `len(self)`.
+        """
+        from augclient import tf_data
+
+        ahead = tf_data.PREFETCH if prefetch is None else prefetch
+        return tf_data.as_dataset(self.consumer, epoch=epoch, prefetch=ahead)
 
     def on_epoch_begin(self) -> None:
         """Called by Keras."""
@@ -145,21 +177,3 @@ def _warn_ignored(name: str, value: object) -> None:
         "number is AugSequence(workers=...)), and Keras's own would only pickle them",
         stacklevel=3,
     )
-
-
-def _as_tensors(batch: Batch) -> tuple[Any, ...]:
-    """PyTorch tensors over the same memory; Keras copies numpy arrays but not these."""
-    import torch
-
-    def tensor(array: Any) -> Any:
-        try:
-            return torch.from_numpy(array)
-        except TypeError:
-            return array  # PyTorch has no such dtype; Keras decides what becomes of it
-
-    def part(structure: Structure[Any] | None) -> Any:
-        return None if structure is None else rebuild(structure, tensor)
-
-    return Batch(
-        batch.epoch, batch.step, part(batch.x), part(batch.y), part(batch.sample_weight)
-    ).as_tuple()

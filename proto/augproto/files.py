@@ -37,13 +37,19 @@ class File(NamedTuple):
         return cls(path, status.st_size, (status.st_mtime_ns + 2**63) % 2**64 - 2**63)
 
 
+def pack_paths(paths: Iterable[str]) -> dict[str, Array]:
+    """The first two arrays: all that is known where the files are another machine's."""
+    encoded = [os.fsencode(path) for path in paths]
+    return {
+        PATHS: np.frombuffer(b"".join(encoded), np.uint8),
+        ENDS: np.cumsum([len(path) for path in encoded], dtype=np.int64),
+    }
+
+
 def pack(files: Iterable[File]) -> dict[str, Array]:
     """The list as arrays; paths as the file system has them."""
     files = list(files)
-    paths = [os.fsencode(file.path) for file in files]
-    return {
-        PATHS: np.frombuffer(b"".join(paths), np.uint8),
-        ENDS: np.cumsum([len(path) for path in paths], dtype=np.int64),
+    return pack_paths(file.path for file in files) | {
         SIZES: np.array([file.size for file in files], np.int64),
         TIMES: np.array([file.time for file in files], np.int64),
     }

@@ -22,6 +22,7 @@ page belongs to two slots. The last batch of an epoch may be smaller: its arrays
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ DTYPE_KINDS = "biufc"
 MAX_FIELDS = 256
 MAX_RANK = 16
 MAX_SLOT_BYTES = 1 << 40
+#: Batches in a slot (see `messages.Opened`).
+MAX_SPAN = 16
 
 
 def _round_up(size: int, alignment: int) -> int:
@@ -71,6 +74,16 @@ class Layout:
     batch_size: int
     fields: tuple[Field, ...]
     slot_bytes: int
+    _views: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int, int], ...] = dataclasses.field(
+        init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        # `arrays` is called for every batch at both ends: dtypes are parsed once.
+        views = tuple(
+            (f.name, np.dtype(f.dtype), f.shape, f.offset, f.sample_bytes) for f in self.fields
+        )
+        object.__setattr__(self, "_views", views)
 
     @classmethod
     def of(
@@ -119,20 +132,29 @@ class Layout:
         """Where a slot starts in its segment."""
         return SEGMENT_HEADER_BYTES + slot * self.slot_bytes
 
-    def arrays(self, slot: npt.NDArray[np.uint8], count: int) -> dict[str, npt.NDArray[Any]]:
-        """Views of the first `count` samples of every field; they keep `slot`'s base alive.
+    def extent(self, count: int) -> int:
+        """Bytes of a slot up to the end of what `count` samples take in it."""
+        last = self.fields[-1]
+        return last.offset + count * last.sample_bytes
+
+    def arrays(
+        self, slot: npt.NDArray[np.uint8], count: int, first: int = 0
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Views of `count` samples of every field; they keep `slot`'s base alive.
 
         Args:
             slot: The bytes of one slot, 1-D.
+            first: The sample to begin with.
         """
-        if not 0 <= count <= self.batch_size:
-            raise RemoteProtocolError(f"a batch of {count} samples; wanted 0..{self.batch_size}")
-        views = {}
-        for field in self.fields:
-            end = field.offset + field.sample_bytes * count
-            flat = slot[field.offset : end].view(field.dtype)
-            views[field.name] = flat.reshape((count, *field.shape))
-        return views
+        if not 0 <= first <= first + count <= self.batch_size:
+            where = f" from {first} on" if first else ""
+            raise RemoteProtocolError(
+                f"a batch of {count} samples{where}; wanted 0..{self.batch_size}"
+            )
+        return {
+            name: np.ndarray((count, *shape), dtype, slot, offset + first * sample_bytes)
+            for name, dtype, shape, offset, sample_bytes in self._views
+        }
 
 
 def aligned_empty(nbytes: int) -> npt.NDArray[np.uint8]:

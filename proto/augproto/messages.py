@@ -1,108 +1,114 @@
-"""What can be said, as frozen values, and their only form as bytes. Only this file imports msgpack.
+"""What can be said, as frozen values; `codec` has their form as bytes.
 
-A message is a msgpack array: its code, then its fields in the order of the class. Every field is
-checked against its annotation on arrival (type, range, length), so that behind `decode` nobody
-looks at raw data. Fields at the end may be missing where they have defaults: that is how a minor
-version adds one. Everything else that deviates is refused with the field's name.
+A message's fields have types that say what may be in them: `codec` checks what arrives against
+these annotations. Fields with defaults stand at the end: that is how a minor version adds one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import reprlib
-import types
-import typing
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
 
-import msgpack
-
-from augproto.errors import RemoteProtocolError
+from augproto.orders import (
+    Assign as Assign,
+)
+from augproto.orders import (
+    Define as Define,
+)
+from augproto.orders import (
+    Dismiss as Dismiss,
+)
+from augproto.orders import (
+    Done as Done,
+)
+from augproto.orders import (
+    Enlist as Enlist,
+)
+from augproto.orders import (
+    Enlisted as Enlisted,
+)
+from augproto.orders import (
+    Failed as Failed,
+)
+from augproto.orders import (
+    Forget as Forget,
+)
+from augproto.orders import (
+    Inputs as Inputs,
+)
+from augproto.orders import (
+    Lack as Lack,
+)
+from augproto.orders import (
+    Probe as Probe,
+)
+from augproto.orders import (
+    Probed as Probed,
+)
+from augproto.orders import (
+    Ready as Ready,
+)
+from augproto.orders import (
+    Resign as Resign,
+)
+from augproto.rows import (
+    After as After,
+)
+from augproto.rows import (
+    ArraySpec as ArraySpec,
+)
+from augproto.rows import (
+    Bad as Bad,
+)
+from augproto.rows import (
+    Entry as Entry,
+)
+from augproto.rows import (
+    Folder as Folder,
+)
+from augproto.rows import (
+    Load as Load,
+)
+from augproto.rows import (
+    Place as Place,
+)
+from augproto.rows import (
+    Release as Release,
+)
+from augproto.rows import (
+    Run as Run,
+)
+from augproto.rows import (
+    Script as Script,
+)
+from augproto.rows import (
+    Source as Source,
+)
+from augproto.rows import (
+    Working as Working,
+)
 
 #: Both ends must agree on the major number; a minor one only adds fields with defaults.
-VERSION = (1, 1)
-#: No message is longer: a spec with statistics of 2 MiB fits, payload never travels.
+VERSION = (1, 4)
+#: No message is longer: a spec with statistics of 2 MiB fits.
 MAX_FRAME_BYTES = 8 << 20
+#: Bytes that one `Piece` brings in the frame after it, where there is no shared memory.
+MAX_PIECE_BYTES = 4 << 20
 #: A user's function with all that it closes over; it goes through pipes of one machine only.
 MAX_FUNCTION_BYTES = 256 << 20
 MAX_PIPE_BYTES = MAX_FUNCTION_BYTES + (1 << 20)
 #: Longest text (a worker's traceback is cut to it) and longest list in a message.
 MAX_TEXT = 64 << 10
 MAX_LIST = 64 << 10
-#: A frame up to this is decoded as it is. In a longer one lists and maps are counted while they are
-#: made: eight million empty lists fit into a frame, and half a gigabyte of them into memory.
-SMALL_FRAME = 64 << 10
-#: Elements of all lists and maps of a frame: a Want of as many runs and releases as can be.
-MAX_ELEMENTS = 10 * MAX_LIST
+#: Names, and bytes of names, in one page of what is in folders.
+MAX_NAMES = 20_000
+MAX_NAME_BYTES = 1 << 20
+#: Bytes of arrays in one message, where they cannot be written into shared memory.
+MAX_PART_BYTES = 4 << 20
+#: Bytes of the key at a server's door, at the beginning of its segment.
+DOOR_KEY_BYTES = 32
 #: Bad samples that a status lists by path; it counts all of them.
 MAX_BAD = 100
-_MAX_INT = 2**64 - 1
-
-
-class Run(NamedTuple):
-    """`steps` steps of an epoch, from `first` on."""
-
-    epoch: int
-    first: int
-    steps: int
-
-
-class Place(NamedTuple):
-    """Where a batch is to be written: the slot, at this sequence."""
-
-    epoch: int
-    step: int
-    slot: int
-    sequence: int
-
-
-class Entry(NamedTuple):
-    """Where a whole batch lies, and how many samples it has."""
-
-    epoch: int
-    step: int
-    slot: int
-    sequence: int
-    samples: int
-
-
-class Release(NamedTuple):
-    """A slot whose last view is gone."""
-
-    slot: int
-    sequence: int
-
-
-class Bad(NamedTuple):
-    """A sample that could not be made, where the stream's policy goes on without it.
-
-    `path` is its file's, or empty for samples of an array.
-    """
-
-    epoch: int
-    step: int
-    sample: int
-    path: str
-    reason: str
-
-
-class ArraySpec(NamedTuple):
-    """An array by name, dtype and shape; without its bytes."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-class Source(NamedTuple):
-    """Where an array of a dataset lies on this machine: in a file, from `offset` on."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    path: str
-    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,21 +122,32 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Server: the version fits. `lease` seconds of silence make a consumer silent."""
+    """Server: the version fits. `lease` seconds of silence make a consumer silent.
+
+    `door` is the name of a segment that holds a key: who can read it may write into this server's
+    segments (see `Offer`).
+    """
 
     version: tuple[int, ...]
     pid: int
     lease: float
+    door: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Consumer: asks for a stream, by its name in the server's config or by a spec of its own."""
+    """Consumer: asks for a stream, by its name in the server's config or by a spec of its own.
+
+    It can take up to `span` batches in one slot. Where it does not share the server's memory, it
+    wants their bytes by message (`frames`).
+    """
 
     stream: str | None
     spec: dict[str, object] | None
     slots: int | None
     changes: dict[str, object] = dataclasses.field(default_factory=dict)
+    span: int = 1
+    frames: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +156,14 @@ class Opened:
 
     `structure` maps x, y, sample_weight to the names of the arrays in the layout. `class_names`
     are the classes of a dataset of files, by number.
+
+    Of a stream of small batches a slot holds several, one after the other as if they were one: its
+    `span`. What is wanted, assigned, announced and refused of such a stream are slots full: step k
+    of a message then stands for the batches k * span, k * span + 1, ... of the epoch. `steps` and
+    `batch_size` are of batches in any case.
+
+    With `frames` there is no segment to look at: the bytes of a slot come as `Piece`s, before the
+    `Announce` that names it.
     """
 
     stream: int
@@ -153,6 +178,8 @@ class Opened:
     seed: int
     fingerprint: str
     class_names: tuple[str, ...] = ()
+    span: int = 1
+    frames: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,24 +188,29 @@ class Want:
 
     This is the credit: the server announces nothing that was not wanted. `seen` is the number of
     the last announcement or fault that the consumer had received, so that what crossed on the
-    wire is not made twice. `released` slots are free again.
+    wire is not made twice. `released` slots are free again. `scripts` say what some of the batches
+    wanted are made of; one that was said stays said until its batch was made, refused, or is
+    wanted no more.
     """
 
     runs: tuple[Run, ...]
     seen: int
     released: tuple[Release, ...]
+    scripts: tuple[Script, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Announce:
     """Server: these batches are whole; their slots belong to the consumer until it releases.
 
-    `bad` lists the samples that those batches had to do without.
+    `bad` lists the samples that those batches had to do without, `after` the states that those
+    with a script have left.
     """
 
     number: int
     entries: tuple[Entry, ...]
     bad: tuple[Bad, ...] = ()
+    after: tuple[After, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +257,9 @@ class Status:
     """Server: names of streams, consumers attached, workers alive and wanted, batches made.
 
     `bad` are samples that could not be made, each once, the first `MAX_BAD` of `bad_samples`.
+    Caches of decoded pictures have `cache_places` for samples, in `cache_bytes` of memory, of which
+    `cached_samples` are taken. `by_frames` of the consumers do not share the server's memory.
+    `remote` are the workers that have dialled in.
     """
 
     streams: tuple[str, ...]
@@ -235,69 +270,79 @@ class Status:
     restarts: int
     bad_samples: int = 0
     bad: tuple[Bad, ...] = ()
+    cached_samples: int = 0
+    cache_places: int = 0
+    cache_bytes: int = 0
+    by_frames: int = 0
+    remote: tuple[Working, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Define:
-    """Server to worker: everything needed to make a stream's batches.
+class Upload:
+    """Consumer: the next bytes of what was offered, as it is laid out, from `offset` on."""
 
-    `roots` are the folders below which its files must lie, if a consumer has named them.
+    name: str
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Server: has so many bytes of an upload; the next may come."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """Consumer: what is in this folder, and below it if `deep`?
+
+    Names are bytes, as the file system has them. The first page has the number 0; the next ones
+    are asked for one by one, until there is no more.
     """
 
-    stream: int
-    spec: dict[str, object]
-    seed: int
-    sources: tuple[Source, ...]
-    segment: str
-    slots: int
-    roots: tuple[str, ...] = ()
+    folder: bytes
+    deep: bool = True
+    follow_links: bool = False
+    page: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Forget:
-    """Server to worker: the stream is over, its memory may be unmapped."""
+class Walked:
+    """Server: some of it, and whether there is more. A folder may have several rows."""
 
-    stream: int
-
-
-@dataclass(frozen=True, slots=True)
-class Assign:
-    """Server to worker: make these batches, in this order."""
-
-    stream: int
-    places: tuple[Place, ...]
+    rows: tuple[Folder, ...]
+    more: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """Worker to server: up and warm."""
+class AreFiles:
+    """Consumer: are these paths those of regular files, or of links to such?"""
 
-    pid: int
+    paths: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """Worker to server: these batches are whole; it took `seconds` for all of them.
+class FilesAre:
+    """Server: they are, or are not."""
 
-    `bad` lists the samples that they had to do without.
+    are: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Server, or a remote worker: bytes, which are the next frame of the same ZeroMQ message.
+
+    Those of `name` are `size` in all, of which these begin at `offset`. The bytes of a batch have
+    no name: they are its slot's, header and all. Others are what `Inputs` has announced.
     """
-
-    stream: int
-    entries: tuple[Entry, ...]
-    seconds: float
-    bad: tuple[Bad, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Worker to server: this batch cannot be made; the worker lives."""
 
     stream: int
     place: Place
-    message: str
-    sample: int | None
-    traceback: str
-    path: str = ""
+    name: str
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,15 +361,24 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A private server's client: has arrays to hand over; `name` is their fingerprint."""
+    """Consumer, or a private server's client: has arrays to hand over, named by their fingerprint.
+
+    A consumer adds what makes its program known, a secret of its own, so that its other consumers
+    share them (`owner`), and what it has read at the server's door, if it could (`key`).
+    """
 
     name: str
     arrays: tuple[ArraySpec, ...]
+    owner: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Private server: write the arrays to these places; none means that they are here already."""
+    """Server: write the arrays to these places; none means that they are here.
+
+    Where a `path` is empty, they are uploaded, laid out in this way.
+    """
 
     name: str
     sources: tuple[Source, ...]
@@ -332,7 +386,7 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A private server's client: the arrays named so are written."""
+    """Consumer, or a private server's client: the arrays named so are written."""
 
     name: str
 
@@ -361,191 +415,18 @@ class Serving:
 #: The codes on the wire. A code is never used again for something else.
 CODES: dict[int, type] = {
     1: Hello, 2: Welcome, 3: Open, 4: Opened, 5: Want, 6: Announce, 7: Fault, 8: Heartbeat,
-    9: Close, 10: Bye, 11: AskStatus, 12: Status,
-    32: Define, 33: Forget, 34: Assign, 35: Ready, 36: Done, 37: Failed,
+    9: Close, 10: Bye, 11: AskStatus, 12: Status, 13: Upload, 14: Taken,
+    15: Walk, 16: Walked, 17: AreFiles, 18: FilesAre, 19: Piece,
+    32: Define, 33: Forget, 34: Assign, 35: Ready, 36: Done, 37: Failed, 38: Probe, 39: Probed,
+    40: Enlist, 41: Enlisted, 42: Inputs, 43: Lack, 44: Dismiss, 45: Resign,
     48: Function, 49: Offer, 50: Room, 51: Filled, 52: Scale, 53: Serving,
     54: Withdraw,
 }  # fmt: skip
 
 Message = (
     Hello | Welcome | Open | Opened | Want | Announce | Fault | Heartbeat | Close | Bye
-    | AskStatus | Status | Define | Forget | Assign | Ready | Done | Failed
+    | AskStatus | Status | Upload | Taken | Walk | Walked | AreFiles | FilesAre | Piece
+    | Define | Forget | Assign | Ready | Done | Failed | Probe | Probed
+    | Enlist | Enlisted | Inputs | Lack | Dismiss | Resign
     | Function | Offer | Room | Filled | Withdraw | Scale | Serving
 )  # fmt: skip
-
-_CODE_OF = {cls: code for code, cls in CODES.items()}
-_NAMES = {cls: tuple(f.name for f in dataclasses.fields(cls)) for cls in CODES.values()}
-
-_Check = Callable[[Any], Any]
-M = TypeVar("M")
-
-
-class _Bad(Exception):
-    """A field that does not fit; the text says what was wanted."""
-
-
-def _whole(value: Any) -> Any:
-    if type(value) is not int or not 0 <= value <= _MAX_INT:
-        raise _Bad("a whole number from 0 to 2**64 - 1")
-    return value
-
-
-def _real(value: Any) -> Any:
-    if type(value) is not float and type(value) is not int:
-        raise _Bad("a number")
-    return float(value)
-
-
-def _exactly(kind: type, wanted: str) -> _Check:
-    def check(value: Any) -> Any:
-        if type(value) is not kind:
-            raise _Bad(wanted)
-        return value
-
-    return check
-
-
-def _text(value: Any) -> Any:
-    if type(value) is not str or len(value) > MAX_TEXT:
-        raise _Bad(f"text of at most {MAX_TEXT} characters")
-    return value
-
-
-def _table(value: Any) -> Any:
-    if type(value) is not dict or not all(type(key) is str for key in value):
-        raise _Bad("a map with text keys")
-    return value
-
-
-def _list_of(element: _Check) -> _Check:
-    def check(value: Any) -> Any:
-        if type(value) is not list or len(value) > MAX_LIST:
-            raise _Bad(f"a list of at most {MAX_LIST}")
-        return tuple([element(v) for v in value])
-
-    return check
-
-
-def _row_of(row: type) -> _Check:
-    checks = [_check_of(kind) for kind in typing.get_type_hints(row).values()]
-    make: Callable[..., Any] = row
-
-    def check(value: Any) -> Any:
-        if type(value) is not list or len(value) != len(checks):
-            raise _Bad(f"a list of the {len(checks)} fields of {row.__name__}")
-        return make(*[c(v) for c, v in zip(checks, value, strict=True)])
-
-    return check
-
-
-def _optional(check: _Check) -> _Check:
-    return lambda value: None if value is None else check(value)
-
-
-def _check_of(annotation: Any) -> _Check:
-    """Compile a field's annotation into the function that checks and converts its value."""
-    simple: dict[Any, _Check] = {
-        int: _whole,
-        float: _real,
-        str: _text,
-        bool: _exactly(bool, "true or false"),
-        bytes: _exactly(bytes, "bytes"),
-    }
-    if annotation in simple:
-        return simple[annotation]
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is tuple:
-        return _list_of(_check_of(arguments[0]))
-    if origin is dict:
-        return _table
-    if origin in (typing.Union, types.UnionType):
-        (kind,) = (a for a in arguments if a is not type(None))
-        return _optional(_check_of(kind))
-    return _row_of(annotation)
-
-
-_CHECKS = {
-    cls: tuple(_check_of(kind) for kind in typing.get_type_hints(cls).values())
-    for cls in CODES.values()
-}
-_REQUIRED = {
-    cls: sum(
-        f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        for f in dataclasses.fields(cls)
-    )
-    for cls in CODES.values()
-}
-
-
-def encode(message: Message) -> bytes:
-    """The message as bytes."""
-    cls = type(message)
-    fields = [_CODE_OF[cls], *(getattr(message, name) for name in _NAMES[cls])]
-    return typing.cast(bytes, msgpack.packb(fields, use_bin_type=True))
-
-
-def decode(frame: bytes, *, limit: int = MAX_FRAME_BYTES) -> Message:
-    """The message that a peer's bytes hold, every field checked.
-
-    Args:
-        limit: Bytes that are looked at; pipes between a program and its own server have a larger
-            one than sockets.
-
-    Raises:
-        RemoteProtocolError: It is none; the text names the field, what was got and wanted.
-    """
-    if len(frame) > limit:
-        raise RemoteProtocolError(f"a frame of {len(frame)} bytes; wanted at most {limit}")
-    try:
-        count = _Count() if len(frame) > SMALL_FRAME else None
-        raw = msgpack.unpackb(
-            frame,
-            use_list=True,
-            raw=False,
-            strict_map_key=False,
-            max_array_len=min(len(frame), MAX_ELEMENTS),
-            max_map_len=min(len(frame), MAX_ELEMENTS),
-            list_hook=count,
-            object_hook=count,
-        )
-    except Exception as error:  # msgpack raises a dozen kinds on garbage
-        raise RemoteProtocolError(f"a frame that is not msgpack: {error}") from error
-    if type(raw) is not list or not raw or type(raw[0]) is not int or raw[0] not in CODES:
-        raise RemoteProtocolError(f"a frame that is no message: {reprlib.repr(raw):.120}")
-    cls = CODES[raw[0]]
-    values, checks, names = raw[1:], _CHECKS[cls], _NAMES[cls]
-    if not _REQUIRED[cls] <= len(values) <= len(checks):
-        raise RemoteProtocolError(
-            f"{cls.__name__}: got {len(values)} fields; wanted {len(checks)}: {', '.join(names)}"
-        )
-    checked = []
-    for check, name, value in zip(checks, names, values, strict=False):
-        try:
-            checked.append(check(value))
-        except _Bad as bad:
-            raise RemoteProtocolError(
-                f"{cls.__name__}.{name}: got {reprlib.repr(value):.120}; wanted {bad}"
-            ) from None
-    return typing.cast(Message, cls(*checked))
-
-
-class _Count:
-    """Counts what a frame is made of while it is made, and stops where it is too much."""
-
-    def __init__(self) -> None:
-        self._left = MAX_ELEMENTS
-
-    def __call__(self, made: Any) -> Any:
-        # One for itself: an empty list takes more memory than an element.
-        self._left -= 1 + len(made)
-        if self._left < 0:
-            raise RemoteProtocolError(f"more than {MAX_ELEMENTS} elements")
-        return made
-
-
-def expect(frame: bytes, kind: type[M]) -> M:
-    """Decode a frame that must be this kind of message."""
-    message = decode(frame)
-    if not isinstance(message, kind):
-        raise RemoteProtocolError(f"got {message!r:.120}; wanted {kind.__name__}")
-    return message

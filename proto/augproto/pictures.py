@@ -10,6 +10,7 @@ from augproto import checks
 LABEL_MODES = ("sparse", "categorical", "binary", "number", "input", "none")
 COLOR_MODES = {"rgb": 3, "rgba": 4, "grayscale": 1}
 TRUNCATED = ("error", "fill")
+WIDE = ("scale", "keras")
 
 #: What Pillow calls a decompression bomb: a picture of more pixels. One of three channels would
 #: take half a gigabyte.
@@ -26,7 +27,7 @@ class Pictures:
 
     Pictures come as 8-bit pixels, whatever their files hold: JPEG, PNG, BMP, PPM, GIF and WebP
     (the first frame), TIFF (the first page). Gray of 16 bits is scaled to 8, floats from 0 to 1 to
-    0..255; alpha is dropped where the colour mode has none, as Keras does.
+    0..255 (but see `wide`); alpha is dropped where the colour mode has none, as Keras does.
 
     Attributes:
         label_mode: "sparse" (int32: the index of the class), "categorical" (float32: one-hot),
@@ -39,6 +40,11 @@ class Pictures:
         recursive: Take files of sub-folders of any depth, too. Links to folders are not followed,
             and names that begin with a dot are left out.
         exif_orientation: Turn pictures upright as their EXIF tag says. Keras does not.
+        wide: What becomes of gray of more than 8 bits. "scale" makes 8 of them. "keras" does
+            whatever Keras's `load_img` does: grayscale keeps values of 16 and 32 bits, beyond 255,
+            and everything else is cut off at 0 and 255.
+        keep_aspect_ratio: Cut what is beyond the target's aspect off, the same on both sides,
+            instead of stretching (Keras's option of that name).
         truncated: "error", or "fill": what is missing of a file's end becomes gray or black.
         max_pixels, max_bytes: Of a file; one that has more is a bad sample.
     """
@@ -48,6 +54,8 @@ class Pictures:
     color_mode: str = "rgb"
     recursive: bool = True
     exif_orientation: bool = False
+    wide: str = "scale"
+    keep_aspect_ratio: bool = False
     truncated: str = "error"
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_FILE_BYTES
@@ -58,7 +66,8 @@ class Pictures:
         checks.choice("pictures.label_mode", self.label_mode, LABEL_MODES)
         checks.choice("pictures.color_mode", self.color_mode, tuple(COLOR_MODES))
         checks.choice("pictures.truncated", self.truncated, TRUNCATED)
-        for name in ("recursive", "exif_orientation"):
+        checks.choice("pictures.wide", self.wide, WIDE)
+        for name in ("recursive", "exif_orientation", "keep_aspect_ratio"):
             put(self, name, checks.flag(f"pictures.{name}", getattr(self, name)))
         for name, most in (("max_pixels", 1 << 34), ("max_bytes", 1 << 34)):
             put(self, name, checks.whole(f"pictures.{name}", getattr(self, name), 1, most))
@@ -82,6 +91,11 @@ class Pictures:
     def channels(self) -> int:
         """Of a picture."""
         return COLOR_MODES[self.color_mode]
+
+    @property
+    def dtype(self) -> str:
+        """Of a picture as it is read: the smallest that holds whatever may come."""
+        return "int32" if self.wide == "keras" and self.color_mode == "grayscale" else "uint8"
 
     @property
     def classified(self) -> bool:

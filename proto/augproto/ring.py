@@ -18,12 +18,14 @@ from __future__ import annotations
 import enum
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from augproto.errors import SlotError
-from augproto.layout import SLOT_HEADER_BYTES, Layout
+from augproto.layout import Layout
+from augproto.messages import Entry
 
 #: A ring below this makes no sense: one slot is written while one is looked at.
 MIN_SLOTS = 2
@@ -45,6 +47,12 @@ TRANSITIONS: dict[SlotState, dict[str, SlotState]] = {
     SlotState.CLAIMED: {"commit": SlotState.COMMITTED, "abort": SlotState.FREE},
     SlotState.COMMITTED: {"lease": SlotState.LEASED},
     SlotState.LEASED: {"release": SlotState.FREE},
+}
+
+
+#: The same by verb, each of which leads from one state to one other.
+_VERBS = {
+    verb: (before, after) for before, moves in TRANSITIONS.items() for verb, after in moves.items()
 }
 
 
@@ -74,10 +82,10 @@ class SlotTable:
         if not self._free:
             raise SlotError(f"claim: none of {len(self)} slots is free")
         slot = self._free.pop()
-        self._sequences[slot] = self._next_sequence
+        self._sequences[slot] = sequence = self._next_sequence
         self._next_sequence += 1
-        self._move(slot, self._sequences[slot], "claim")
-        return slot, self._sequences[slot]
+        self._states[slot] = SlotState.CLAIMED
+        return slot, sequence
 
     def commit(self, slot: int, sequence: int) -> None:
         """Its writer says that the batch is whole."""
@@ -106,10 +114,11 @@ class SlotTable:
                 f"{verb}: slot {slot} at sequence {sequence}, "
                 f"but it is at {self._sequences[slot]} ({state.value})"
             )
-        if verb not in TRANSITIONS[state]:
+        before, after = _VERBS[verb]
+        if state is not before:
             allowed = ", ".join(TRANSITIONS[state])
             raise SlotError(f"{verb}: slot {slot} is {state.value}; wanted {allowed}")
-        self._states[slot] = TRANSITIONS[state][verb]
+        self._states[slot] = after
 
 
 _HEADER = struct.Struct("<8sQQQQII")
@@ -139,6 +148,26 @@ class Header:
     flags: int = 0
 
 
+def carries(memory: memoryview, start: int, stream: int, entry: Entry) -> bool:
+    """Whether a slot that starts there holds the batch that was announced, whole."""
+    return _HEADER.unpack_from(memory, start) == (
+        _COMMITTED, stream, entry.epoch, entry.step, entry.sequence, entry.samples, 0,
+    )  # fmt: skip
+
+
+def mismatch(slot: npt.NDArray[np.uint8], stream: int, entry: Entry) -> SlotError:
+    """What a slot's bytes carry instead of the batch that was announced, as an error."""
+    wanted = Header(stream, entry.epoch, entry.step, entry.sequence, entry.samples)
+    if slot.nbytes < _HEADER.size:
+        return _mismatch(entry.slot, wanted, "nothing")
+    magic, *fields = _HEADER.unpack_from(slot.data)
+    return _mismatch(entry.slot, wanted, f"{magic!r} {Header(*fields)}")
+
+
+def _mismatch(slot: int, wanted: Header, found: str) -> SlotError:
+    return SlotError(f"lease: slot {slot} was announced as {wanted}, but it carries {found}")
+
+
 class Ring:
     """The slots of one segment, over any buffer: an mmap, or a plain array in a test."""
 
@@ -151,73 +180,96 @@ class Ring:
         self.memory = memory
         self.layout = layout
         self.slots = slots
+        self._bytes = memory.data  # headers are read and written in place: no array for each
+        self._arrays: dict[int, dict[str, npt.NDArray[Any]]] = {}
 
     def slot(self, slot: int) -> npt.NDArray[np.uint8]:
         """The bytes of one slot."""
-        if not 0 <= slot < self.slots:
-            raise SlotError(f"slot {slot} of a ring of {self.slots}")
-        start = self.layout.slot_offset(slot)
+        start = self._start(slot)
         return self.memory[start : start + self.layout.slot_bytes]
+
+    def arrays(self, slot: int, count: int) -> dict[str, npt.NDArray[Any]]:
+        """A slot's fields to write `count` samples into: `Layout.arrays`, made once for each slot.
+
+        They live as long as the ring does, so they are for whoever fills slots. Who hands arrays
+        out wants new ones, whose end says that the slot is free.
+        """
+        arrays = self._arrays.get(slot)
+        if arrays is None:
+            arrays = self.layout.arrays(self.slot(slot), self.layout.batch_size)
+            self._arrays[slot] = arrays
+        if count == self.layout.batch_size:
+            return arrays
+        return {name: array[:count] for name, array in arrays.items()}
 
     def claim(self, slot: int, header: Header) -> npt.NDArray[np.uint8]:
         """Stamp the slot as being written; returns its bytes to write the batch into."""
-        memory = self.slot(slot)
-        self._stamp(memory, _CLAIMED, header)
-        _SAMPLE.pack_into(memory.data, _SAMPLE_OFFSET, 0)
-        return memory
+        start = self._start(slot)
+        self._stamp(start, _CLAIMED, header, header.count)
+        _SAMPLE.pack_into(self._bytes, start + _SAMPLE_OFFSET, 0)
+        return self.memory[start : start + self.layout.slot_bytes]
 
     def note(self, slot: int, sample: int) -> None:
         """Say which sample is at work, so that a death can be laid at its door.
 
         Like the magic it is evidence: of a batch that is whole it means nothing.
         """
-        offset = self.layout.slot_offset(slot) + _SAMPLE_OFFSET
-        _SAMPLE.pack_into(self.memory.data, offset, sample + 1)
+        _SAMPLE.pack_into(self._bytes, self._start(slot) + _SAMPLE_OFFSET, sample + 1)
 
     def noted(self, slot: int) -> int | None:
         """The sample that was at work last; None if none was noted since the claim."""
-        (noted,) = _SAMPLE.unpack_from(self.slot(slot).data, _SAMPLE_OFFSET)
+        (noted,) = _SAMPLE.unpack_from(self._bytes, self._start(slot) + _SAMPLE_OFFSET)
         return noted - 1 if noted else None
 
-    def commit(self, slot: int, header: Header) -> None:
-        """Stamp the slot as whole; it must carry the claim's own sequence."""
-        memory = self.slot(slot)
-        magic, stamped = self.read(slot)
-        if magic != _CLAIMED or stamped.sequence != header.sequence:
+    def commit(self, slot: int, header: Header, count: int | None = None) -> None:
+        """Stamp the slot as whole; it must carry the claim's own sequence.
+
+        Args:
+            count: Samples, where they are not so many as the header says.
+        """
+        start = self._start(slot)
+        magic, _, _, _, sequence, _, _ = _HEADER.unpack_from(self._bytes, start)
+        if magic != _CLAIMED or sequence != header.sequence:
             raise SlotError(
                 f"commit: slot {slot} at sequence {header.sequence}, "
-                f"but it carries {magic!r} at {stamped.sequence}"
+                f"but it carries {magic!r} at {sequence}"
             )
-        self._stamp(memory, _COMMITTED, header)
+        self._stamp(start, _COMMITTED, header, header.count if count is None else count)
 
     def read(self, slot: int) -> tuple[bytes, Header]:
         """The slot's magic and header as they are."""
-        magic, *fields = _HEADER.unpack_from(self.slot(slot)[:SLOT_HEADER_BYTES].data)
+        magic, *fields = _HEADER.unpack_from(self._bytes, self._start(slot))
         return magic, Header(*fields)
 
     def being_written(self, slot: int, sequence: int) -> bool:
         """Whether the slot was claimed at this sequence and not committed."""
-        magic, found = self.read(slot)
-        return magic == _CLAIMED and found.sequence == sequence
+        magic, _, _, _, found, _, _ = _HEADER.unpack_from(self._bytes, self._start(slot))
+        return bool(magic == _CLAIMED and found == sequence)
+
+    def carries(self, slot: int, stream: int, entry: Entry) -> bool:
+        """Whether the slot holds the batch that was announced, whole."""
+        return carries(self._bytes, self._start(slot), stream, entry)
 
     def check(self, slot: int, wanted: Header) -> None:
         """Refuse a slot that does not carry the batch that was announced."""
         magic, found = self.read(slot)
         if magic != _COMMITTED or found != wanted:
-            raise SlotError(
-                f"lease: slot {slot} was announced as {wanted}, but it carries {magic!r} {found}"
-            )
+            raise _mismatch(slot, wanted, f"{magic!r} {found}")
 
-    @staticmethod
-    def _stamp(memory: npt.NDArray[np.uint8], magic: bytes, header: Header) -> None:
+    def _start(self, slot: int) -> int:
+        if not 0 <= slot < self.slots:
+            raise SlotError(f"slot {slot} of a ring of {self.slots}")
+        return self.layout.slot_offset(slot)
+
+    def _stamp(self, start: int, magic: bytes, header: Header, count: int) -> None:
         _HEADER.pack_into(
-            memory[:SLOT_HEADER_BYTES].data,
-            0,
+            self._bytes,
+            start,
             magic,
             header.stream,
             header.epoch,
             header.step,
             header.sequence,
-            header.count,
+            count,
             header.flags,
         )

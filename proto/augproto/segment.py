@@ -163,11 +163,15 @@ class Segment:
         size: Bytes asked for.
     """
 
-    def __init__(self, name: str, size: int, *, nameless: bool = False) -> None:
+    def __init__(
+        self, name: str, size: int, *, nameless: bool = False, populate: bool = True
+    ) -> None:
         """Create it, with every byte backed by memory.
 
         Args:
             nameless: Not in /dev/shm, so that only memory bounds it; ask first (see above).
+            populate: Map its pages for the owner as well, which takes three times as long as to
+                have them; left out for what others fill.
 
         Raises:
             NoRoom: Shared memory cannot hold it; nothing is left behind.
@@ -190,7 +194,8 @@ class Segment:
                 seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
                 fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, seals)
             memory = _map(_open(self.path, os.O_RDWR), writable=True)
-            _populate(memory)
+            if populate:
+                _populate(memory)
         except OSError as error:
             self.close()
             if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):

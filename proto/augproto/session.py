@@ -15,24 +15,33 @@ from __future__ import annotations
 
 import enum
 
+from augproto.codec import decode, encode
 from augproto.errors import LocalProtocolError, RemoteProtocolError, VersionMismatch
 from augproto.messages import (
     VERSION,
     Announce,
+    AreFiles,
     AskStatus,
     Bye,
     Close,
     Fault,
+    FilesAre,
+    Filled,
     Heartbeat,
     Hello,
     Message,
+    Offer,
     Open,
     Opened,
+    Piece,
+    Room,
     Status,
+    Taken,
+    Upload,
+    Walk,
+    Walked,
     Want,
     Welcome,
-    decode,
-    encode,
 )
 
 #: Seconds of saying nothing after which a consumer says that it lives.
@@ -52,10 +61,15 @@ class State(enum.Enum):
     IDLE = "idle"  #: nothing was said
     GREETING = "greeting"  #: Hello is out
     READY = "ready"  #: versions agree, no stream
+    OFFERING = "offering"  #: arrays are to be handed over: the server makes room, or takes them in
+    LOOKING = "looking"  #: the server's files are looked at
     OPENING = "opening"  #: a stream was asked for
     OPEN = "open"  #: batches are wanted, announced, released
     CLOSED = "closed"  #: over
 
+
+#: These are owed an answer; Want is answered when a batch is ready.
+_QUESTIONS = (Hello, Open, Offer, Upload, Filled, Walk, AreFiles, AskStatus, Heartbeat)
 
 #: Who may say what when, and where that leads.
 TRANSITIONS: dict[Role, dict[State, dict[type, State]]] = {
@@ -64,10 +78,17 @@ TRANSITIONS: dict[Role, dict[State, dict[type, State]]] = {
         State.GREETING: {Close: State.CLOSED},
         State.READY: {
             Open: State.OPENING,
+            Offer: State.OFFERING,
+            Upload: State.READY,
+            Filled: State.OFFERING,
+            Walk: State.LOOKING,
+            AreFiles: State.LOOKING,
             AskStatus: State.READY,
             Heartbeat: State.READY,
             Close: State.CLOSED,
         },
+        State.OFFERING: {Heartbeat: State.OFFERING, Close: State.CLOSED},
+        State.LOOKING: {Heartbeat: State.LOOKING, Close: State.CLOSED},
         State.OPENING: {Heartbeat: State.OPENING, Close: State.CLOSED},
         State.OPEN: {
             Want: State.OPEN,
@@ -81,8 +102,25 @@ TRANSITIONS: dict[Role, dict[State, dict[type, State]]] = {
         State.IDLE: {Fault: State.CLOSED},
         State.GREETING: {Welcome: State.READY, Fault: State.CLOSED, Bye: State.CLOSED},
         State.READY: {
+            Taken: State.READY,
             Status: State.READY,
             Heartbeat: State.READY,
+            Fault: State.READY,
+            Bye: State.CLOSED,
+        },
+        State.OFFERING: {
+            Room: State.READY,
+            Taken: State.OFFERING,
+            Heartbeat: State.OFFERING,
+            Status: State.OFFERING,
+            Fault: State.READY,
+            Bye: State.CLOSED,
+        },
+        State.LOOKING: {
+            Walked: State.READY,
+            FilesAre: State.READY,
+            Heartbeat: State.LOOKING,
+            Status: State.LOOKING,
             Fault: State.READY,
             Bye: State.CLOSED,
         },
@@ -94,6 +132,7 @@ TRANSITIONS: dict[Role, dict[State, dict[type, State]]] = {
             Bye: State.CLOSED,
         },
         State.OPEN: {
+            Piece: State.OPEN,
             Announce: State.OPEN,
             Fault: State.OPEN,
             Status: State.OPEN,
@@ -131,8 +170,7 @@ class Session:
         frame = encode(message)
         self.state = allowed[type(message)]
         self._spoke_at = now
-        # These are answered at once; Want is answered when a batch is ready.
-        owes = isinstance(message, (Hello, Open, AskStatus, Heartbeat))
+        owes = isinstance(message, _QUESTIONS)
         if owes and self._unanswered_since is None:
             self._unanswered_since = now
         return frame

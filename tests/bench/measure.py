@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from processes import children, command, descendants
 from real_data import CIFAR10
 
-from augclient import Consumer, local
+from augclient import local
 
 #: The 2017 benchmark's, more or less: one resampling, one flip, one scale.
 TRANSFORMS: dict[str, Any] = {
@@ -29,6 +31,8 @@ TRANSFORMS: dict[str, Any] = {
 }
 #: How long one answer to "how many images a second" takes.
 SECONDS = 3.0
+#: Seconds before it, in which what was made while others were measured is used up.
+WARM_UP = 0.5
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -50,15 +54,51 @@ def medians(questions: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
     return {name: statistics.median(values) for name, values in answers.items()}
 
 
-def consumed(consumer: Consumer, keys: Iterator[tuple[int, int]]) -> float:
-    """Images a second that a consumer hands out in the order of these keys."""
-    for _ in range(2 * consumer.slots):
-        consumer.get(*next(keys))  # made while others were measured
-    end = time.perf_counter() + SECONDS
-    started, count = time.perf_counter(), 0
+@dataclass(frozen=True)
+class Rate:
+    """What a loop got.
+
+    Attributes:
+        images: In a second.
+        cpu: Microseconds of processor time an image, of this program and all below it: it depends
+            less than `images` on what else the machine does.
+    """
+
+    images: float
+    cpu: float
+
+
+def rates(
+    batches: Mapping[str, Iterator[Any]],
+    rounds: int,
+    seconds: float = SECONDS,
+    warm_up: float = WARM_UP,
+) -> dict[str, Rate]:
+    """What everybody's batches come to, medians over rounds in turns."""
+    answers: dict[str, list[Rate]] = {name: [] for name in batches}
+    for _ in range(rounds):
+        for name, source in batches.items():
+            answers[name].append(rate(source, seconds, warm_up))
+    return {
+        name: Rate(statistics.median(r.images for r in of), statistics.median(r.cpu for r in of))
+        for name, of in answers.items()
+    }
+
+
+def rate(batches: Iterator[Any], seconds: float = SECONDS, warm_up: float = WARM_UP) -> Rate:
+    """What a loop gets that touches one value of each batch."""
+    end = time.perf_counter() + warm_up
     while time.perf_counter() < end:
-        count += len(np.asarray(consumer.get(*next(keys)).x))
-    return count / (time.perf_counter() - started)
+        next(batches)  # made while others were measured
+    cpu = everybodys_cpu_seconds()
+    started = now = time.perf_counter()
+    count, end = 0, started + seconds
+    while now < end:
+        x = next(batches)
+        count += len(x)
+        x[-1, -1, -1, -1]
+        now = time.perf_counter()
+    return Rate(count / (now - started), (everybodys_cpu_seconds() - cpu) / count * 1e6)
 
 
 def drawn(flow: Iterator[Any]) -> float:
@@ -92,6 +132,16 @@ def cpu_seconds(pids: list[int]) -> float:
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         total += (int(fields[11]) + int(fields[12])) * _TICK
+    return total
+
+
+def everybodys_cpu_seconds() -> float:
+    """Of this program and all below it, those included that have ended and were waited for."""
+    total = 0.0
+    for pid in (os.getpid(), *descendants(os.getpid())):
+        with contextlib.suppress(OSError):  # it has just ended
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += sum(map(int, fields[11:15])) * _TICK
     return total
 
 

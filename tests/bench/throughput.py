@@ -1,48 +1,30 @@
-"""How many augmented CIFAR-10 pictures a second arrive, beside Keras's own class in one process?"""
+"""How many augmented CIFAR-10 pictures a second arrive, beside every peer on the same two cores?
+
+python tests/bench/throughput.py [ROUNDS [SECONDS [BATCH ...]]]
+"""
 
 from __future__ import annotations
 
-import os
-import warnings
-from functools import partial
+import sys
 
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-warnings.simplefilter("ignore")
+import report
+from peers import work
+from peers.all import CACHED, EVERYBODY, compare
+from peers.ours import shut_down
 
-from measure import TRANSFORMS, consumed, drawn, medians, pictures  # noqa: E402
-
-from augclient import Consumer, local  # noqa: E402
-
-ROUNDS = 3
+ROUNDS, SECONDS = 3, 1.0
+BATCHES = (32, 256, 1024)
 
 
 def main() -> None:
-    from keras.src.legacy.preprocessing.image import ImageDataGenerator
-
-    x, y = pictures()
-    for batch_size in (32, 256):
-        flow = ImageDataGenerator(**TRANSFORMS).flow(x, y, batch_size=batch_size)
-        keras_own = "Keras ImageDataGenerator"
-        for workers in (1, 2):
-            local.shut_down()
-            with Consumer(
-                x, y, batch_size=batch_size, workers=workers, transforms=TRANSFORMS
-            ) as consumer:
-                keys = ((e, s) for e in range(10**6) for s in range(consumer.steps))
-                for _ in range(3 * consumer.slots):
-                    consumer.get(*next(keys))
-                name = f"augserver, {workers} worker{'s' * (workers > 1)}"
-                questions = {
-                    keras_own: partial(drawn, flow),
-                    name: partial(consumed, consumer, keys),
-                }
-                answers = medians(questions, rounds=ROUNDS)
-                print(
-                    f"batch {batch_size:4}: {name} {answers[name]:8,.0f} images/s; {keras_own} in "
-                    f"the same minutes {answers[keras_own]:8,.0f}; "
-                    f"ratio {answers[name] / answers[keras_own]:.2f}",
-                    flush=True,
-                )
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
+    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else SECONDS
+    for batch_size in map(int, sys.argv[3:] or BATCHES):
+        task = work.small_pictures(batch_size)
+        peers = {name: make for name, make in EVERYBODY.items() if name != CACHED}
+        found, missing = compare(task, rounds, seconds, warm_up=0.5, peers=peers)
+        report.standing(f"{task.name}, batch {batch_size}", found, missing)
+    shut_down()
 
 
 if __name__ == "__main__":

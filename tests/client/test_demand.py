@@ -8,8 +8,9 @@ from itertools import pairwise
 
 import pytest
 
-from augclient.demand import Demand, Key
-from augproto.messages import Announce, Entry, Fault, Place, Release, Run, Want
+from augclient.demand import SCRIPT_BYTES, UNMADE_BYTES, Demand, Key, Scripted
+from augproto.messages import Announce, Entry, Fault, Place, Release, Run, Script, Want
+from augproto.spec import MAX_EPOCH
 from augserver.dispatcher import Dispatcher
 
 
@@ -177,21 +178,37 @@ def test_to_a_new_server_everything_is_said_anew() -> None:
     demand.runs()
     announce(demand, (3, 5))
     demand.failed(Fault("WorkerError", "broken", 9, 3, 6))
-    demand.restart(slots=2)
+    demand.restart(steps=10, slots=2)
     assert (demand.seen, demand.ready, demand.faults) == (0, {}, {})
     assert not demand.asked((3, 4))
     assert wanted(demand) == [(3, 4), (3, 5)]
+
+
+def test_where_a_slot_holds_another_number_of_batches_nothing_is_foreseen() -> None:
+    demand = Demand(steps=10, slots=4)
+    demand.ask((3, 4))
+    announce(demand, (3, 4))
+    taken(demand, (3, 4))
+    demand.restart(steps=40, slots=4)
+    demand.ask((3, 17))
+    assert wanted(demand)[0] == (3, 17)
+    announce(demand, (3, 17))
+    taken(demand, (3, 17))
+    demand.ask((3, 39))
+    announce(demand, (3, 39))
+    taken(demand, (3, 39))
+    assert wanted(demand)[0] == (4, 0), "of an epoch of forty steps"
 
 
 def test_a_new_ring_of_another_size_is_read_ahead_and_freed_as_such() -> None:
     demand = Demand(steps=100, slots=8)
     demand.ask((0, 0))
     assert len(wanted(demand)) == 9
-    demand.restart(slots=3)
+    demand.restart(steps=100, slots=3)
     assert wanted(demand) == [(0, 0), (0, 1), (0, 2), (0, 3)]
     announce(demand, (0, 1), (0, 2), (0, 3))
     assert demand.excess(0, waiting=True) == [Release(2, 1)], "its three slots are full"
-    demand.restart(slots=8)
+    demand.restart(steps=100, slots=8)
     for step in range(3):
         announce(demand, (0, step))
         taken(demand, (0, step))
@@ -326,3 +343,129 @@ def test_a_fault_of_what_was_not_asked_for_is_not_kept() -> None:
     demand.failed(Fault("WorkerError", "no", 1000, 0, 1))
     demand.failed(Fault("WorkerError", "again", 1001, 0, 1))
     assert demand.faults[0, 1].message == "no"
+
+
+# -- scripts ---------------------------------------------------------------------------------------
+
+
+def script(step: int, epoch: int = 0, size: int = 8) -> Script:
+    return Script(epoch, step, indexes=bytes(size))
+
+
+def test_nothing_is_foreseen_of_a_scripted_stream() -> None:
+    demand = Scripted(steps=10, slots=4)
+    assert wanted(demand) == []
+    demand.write(script(3))
+    assert demand.unsaid() == 1
+    assert wanted(demand) == []  # not before its script is said
+    assert demand.scripts() == (script(3),)
+    assert wanted(demand) == [(0, 3)]
+
+
+def test_a_script_is_said_once() -> None:
+    demand = Scripted(steps=10, slots=4)
+    demand.write(script(0))
+    assert demand.scripts()
+    demand.write(script(1))
+    assert demand.scripts() == (script(1),)
+    assert wanted(demand) == [(0, 0), (0, 1)]
+    announce(demand, (0, 0))
+    taken(demand, (0, 0))
+    assert demand.scripts() == ()
+    assert wanted(demand) == [(0, 1)]
+
+
+def test_scripts_that_do_not_fit_into_one_message_follow_in_the_next() -> None:
+    demand = Scripted(steps=10, slots=8)
+    for step in range(3):
+        demand.write(script(step, size=SCRIPT_BYTES // 2 + 8))
+    assert [s.step for s in demand.scripts()] == [0]
+    assert demand.unsaid() == 2
+    assert [s.step for s in demand.scripts()] == [1]
+    assert wanted(demand) == [(0, 0), (0, 1)]
+    assert [s.step for s in demand.scripts()] == [2]
+
+
+def test_a_new_server_is_told_every_script_that_was_not_taken() -> None:
+    demand = Scripted(steps=10, slots=4)
+    for step in range(3):
+        demand.write(script(step))
+    demand.scripts()
+    announce(demand, (0, 0))
+    taken(demand, (0, 0))
+    demand.restart(steps=10, slots=4)
+    assert wanted(demand) == []
+    assert [s.step for s in demand.scripts()] == [1, 2]
+
+
+def test_a_script_that_was_struck_out_is_not_wanted_and_its_batch_is_given_back() -> None:
+    demand = Scripted(steps=10, slots=4)
+    demand.write(script(0))
+    demand.scripts()
+    demand.strike((0, 0))
+    assert wanted(demand) == []
+    announce(demand, (0, 0))
+    assert demand.excess(0, waiting=False) == [Release(0, 1)]
+
+
+def test_a_refused_script_is_over() -> None:
+    demand = Scripted(steps=10, slots=4)
+    demand.write(script(0))
+    demand.scripts()
+    demand.runs()
+    demand.failed(Fault("WorkerError", "no", 1, 0, 0))
+    assert demand.refused((0, 0)) is not None
+    assert demand.scripts() == ()
+    assert wanted(demand) == []
+
+
+def test_what_makes_room_for_the_batch_that_is_waited_for_is_asked_for_again_with_its_script() -> (
+    None
+):
+    demand = Scripted(steps=100, slots=3)
+    for step in range(4):
+        demand.write(script(step))
+    demand.scripts()
+    announce(demand, (0, 1), (0, 2), (0, 3))
+    demand.ask((0, 0))
+    assert [release.slot for release in demand.excess(0, waiting=True)] == [2]
+    assert demand.scripts() == (script(3),)
+    assert wanted(demand) == [(0, 0), (0, 3)]
+
+
+def test_scripts_that_a_server_may_keep_are_bounded_but_for_the_one_that_is_waited_for() -> None:
+    demand = Scripted(steps=1000, slots=64)
+    count = UNMADE_BYTES // SCRIPT_BYTES + 3
+    for step in range(count):
+        demand.write(script(step, size=SCRIPT_BYTES))
+    said = 0
+    while scripts := demand.scripts():
+        said += len(scripts)
+    assert said == UNMADE_BYTES // SCRIPT_BYTES
+    demand.ask((0, count - 1))  # it was written last
+    assert [s.step for s in demand.scripts()] == [count - 1]
+    announce(demand, (0, 0))
+    announce(demand, (0, 1))
+    assert [s.step for s in demand.scripts()] == [said]
+
+
+def test_of_scripts_the_one_that_is_waited_for_is_wanted_first() -> None:
+    demand = Scripted(steps=10, slots=3)
+    for step in range(4):
+        demand.write(script(step))
+    demand.scripts()
+    demand.ask((0, 2))
+    assert wanted(demand) == [(0, 2), (0, 0), (0, 1), (0, 3)]
+
+
+def test_nothing_is_foreseen_beyond_the_last_epoch_that_there_can_be() -> None:
+    demand = Demand(steps=10, slots=8)
+    demand.ask((MAX_EPOCH, 0))
+    for step in range(7):
+        announce(demand, (MAX_EPOCH, step))
+        taken(demand, (MAX_EPOCH, step))
+    assert wanted(demand) == [(MAX_EPOCH, 7), (MAX_EPOCH, 8), (MAX_EPOCH, 9)]
+    for step in (7, 8, 9):
+        announce(demand, (MAX_EPOCH, step))
+        taken(demand, (MAX_EPOCH, step))
+    assert wanted(demand) == []

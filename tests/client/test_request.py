@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import Any
 
 import cloudpickle
@@ -20,10 +22,10 @@ Y = np.arange(6)
 
 def asked(
     x: object = None, y: object = None, sample_weight: object = None, *,
-    data: Any = None, stream: str | None = None, **options: Any,
+    data: Any = None, stream: str | None = None, shared: bool = False, **options: Any,
 ) -> Request:  # fmt: skip
     wanted: SpecOptions = options  # type: ignore[assignment] # users may pass anything
-    return request(x, y, sample_weight, data=data, stream=stream, options=wanted)
+    return request(x, y, sample_weight, data=data, stream=stream, options=wanted, shared=shared)
 
 
 def spec_of(wanted: Request) -> Spec:
@@ -184,7 +186,7 @@ def test_transforms_come_as_a_value_or_as_a_map() -> None:
         ({"batch_size": 0}, "batch_size: got 0"),
         ({"transforms": {"rotation": 3}}, "unknown field 'rotation'"),
         ({"transforms": None}, "transforms: got None"),
-        ({"dtype": "uint8", "transforms": {"rescale": 2}}, "dtype: got 'uint8'"),
+        ({"dtype": "uint8", "whitening": "zca"}, "dtype: got 'uint8'"),
     ],
 )
 def test_a_bad_option_is_refused_by_name(options: dict[str, Any], complaint: str) -> None:
@@ -213,6 +215,36 @@ def test_a_function_by_its_import_path_travels_as_a_name() -> None:
     wanted = asked(X, function="package.module:name")
     assert (wanted.function, wanted.code) == (None, None)
     assert spec_of(wanted).transforms.function == "package.module:name"
+
+
+def test_a_function_for_a_server_that_others_use_travels_by_its_import_path() -> None:
+    wanted = asked(X, function=fingerprint, shared=True)
+    assert wanted.code is None
+    assert spec_of(wanted).transforms.function == "augproto.fingerprint:fingerprint"
+    wanted = asked(X, function=Spec.to_wire, shared=True)
+    assert spec_of(wanted).transforms.function == "augproto.spec:Spec.to_wire"
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda picture: picture,
+        functools.partial(np.add, 1),
+        functools.wraps(fingerprint)(lambda picture: picture),
+        Spec(data=("x",), x="x").with_classes,
+    ],
+    ids=["lambda", "partial", "wrapped", "method"],
+)
+def test_a_function_that_nobody_else_can_import_is_refused_with_what_to_do(function: Any) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be imported.*allow_transforms.*private server"):
+        asked(X, function=function, shared=True)
+
+
+def test_a_function_of_the_main_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "fingerprint", fingerprint, raising=False)
+    monkeypatch.setattr(fingerprint, "__module__", "__main__")
+    with pytest.raises(ConfigError, match=r"__main__:fingerprint cannot be imported"):
+        asked(X, function=fingerprint, shared=True)
 
 
 @pytest.mark.parametrize("function", [3, X, ["a:b"], ""], ids=["number", "array", "list", "empty"])

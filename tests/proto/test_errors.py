@@ -9,9 +9,10 @@ import re
 import pytest
 
 from augproto import errors
+from augproto.codec import encode, expect
 from augproto.errors import AugError, ConfigError, NoRoom, ProtocolError, WorkerError
 from augproto.faults import error_of, fault_of
-from augproto.messages import Fault, encode, expect
+from augproto.messages import Fault
 
 CLASSES = [
     cls

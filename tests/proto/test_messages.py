@@ -12,6 +12,7 @@ import msgpack
 import pytest
 
 from augproto import messages
+from augproto.codec import decode, encode, expect
 from augproto.errors import RemoteProtocolError
 from augproto.messages import (
     CODES,
@@ -24,9 +25,6 @@ from augproto.messages import (
     Message,
     Open,
     Want,
-    decode,
-    encode,
-    expect,
 )
 
 CLASSES = list(CODES.values())
@@ -68,7 +66,9 @@ def one_of(cls: type, rng: random.Random) -> Message:
 
 def wire(message: Message) -> list[Any]:
     """The message as plain data, to be tampered with."""
-    raw = msgpack.unpackb(encode(message))
+    code = next(code for code, cls in CODES.items() if cls is type(message))
+    fields = [getattr(message, field.name) for field in dataclasses.fields(message)]
+    raw = msgpack.unpackb(msgpack.packb([code, *fields]))
     assert isinstance(raw, list)
     return raw
 
@@ -238,6 +238,28 @@ def test_fields_at_the_end_may_be_left_out_where_they_have_defaults_and_only_the
         if len(wrong) > 0:
             with pytest.raises(RemoteProtocolError, match=rf"^{cls.__name__}: got .* fields"):
                 decode(msgpack.packb(wrong))
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_what_a_minor_version_added_is_not_said_where_it_says_nothing(cls: type) -> None:
+    message = one_of(cls, random.Random(6))
+    fields = dataclasses.fields(cls)
+    for i in reversed(range(len(fields))):
+        field = fields[i]
+        if field.default_factory is not dataclasses.MISSING:
+            default: Any = field.default_factory()
+        else:
+            default = field.default
+        if default is dataclasses.MISSING:
+            break
+        message = dataclasses.replace(message, **{field.name: default})
+        assert len(msgpack.unpackb(encode(message))) <= 1 + i
+        assert decode(encode(message)) == message
+
+
+def test_a_sample_0_is_not_taken_for_none() -> None:
+    fault = Fault("WorkerError", "text", 1, 0, 0, 0)
+    assert decode(encode(fault)) == fault
 
 
 def test_two_messages_do_not_share_a_default() -> None:

@@ -13,10 +13,21 @@ from typing import Any
 
 import pytest
 
-from augproto import errors, layout, messages, pictures, ring, segment, session, spec, transforms
+from augproto import (
+    codec,
+    errors,
+    layout,
+    messages,
+    pictures,
+    ring,
+    segment,
+    session,
+    spec,
+    transforms,
+)
 from augproto.messages import CODES
 from augproto.session import Role, Session
-from augserver import dispatcher
+from augserver import wishes
 
 DOCUMENT = Path(__file__).parents[2] / "proto" / "PROTOCOL.md"
 TEXT = DOCUMENT.read_text()
@@ -24,15 +35,20 @@ TEXT = DOCUMENT.read_text()
 #: Every constant of the protocol's modules that bounds what a peer may send, or places something.
 CONSTANTS = {
     f"{module.__name__.removeprefix('augproto.')}.{name}"
-    for module in (messages, layout, spec, transforms, pictures)
+    for module in (messages, codec, layout, spec, transforms, pictures)
     for name, value in vars(module).items()
     if type(value) is int and re.match(r"MAX_|.*_ALIGNMENT$|.*_HEADER_BYTES$", name)
-} - {"spec.MAX_SEED", "spec.MAX_KERAS_SEED"}  # numbers that a spec may hold, no sizes
+    if module is not codec or name not in vars(messages)  # which it imports
+} - {
+    "spec.MAX_SEED",
+    "spec.MAX_KERAS_SEED",
+    "spec.MAX_HASHES",
+}  # numbers that a spec may hold, no sizes
 
 ROWS = (
-    messages.Run, messages.Place, messages.Entry, messages.Release,
-    messages.Bad, messages.ArraySpec,
-    messages.Source,
+    messages.Run, messages.Place, messages.Entry, messages.Release, messages.Script,
+    messages.After, messages.Bad, messages.ArraySpec, messages.Source, messages.Load,
+    messages.Working, messages.Folder,
 )  # fmt: skip
 
 
@@ -161,12 +177,14 @@ def test_numbers_in_sentences_are_those_of_the_code() -> None:
     sentences = [
         f"This is version {messages.VERSION[0]}.{messages.VERSION[1]},",
         f"said nothing for {beat:g} second ",
-        f"wishes after the first {dispatcher.MAX_WANTED}.",
+        f"wishes after the first {wishes.MAX_WANTED}.",
+        f"is the first {messages.DOOR_KEY_BYTES} bytes of the segment `Welcome.door`",
+        f"still to be made take at most {wishes.MAX_SCRIPT_BYTES >> 20} MiB;",
         f"starts with `{segment.PREFIX}`",
         f"the data `{spec.HANDED}NAME`",
         f"`magic` is `{ring._CLAIMED.decode()}` while",
         f"and `{ring._COMMITTED.decode()}` once",
-        f"from 0 to 2**{messages._MAX_INT.bit_length()} - 1",
+        f"from 0 to 2**{codec._MAX_INT.bit_length()} - 1",
         f"each at the next multiple of {layout.FIELD_ALIGNMENT}.",
     ]
     assert [sentence for sentence in sentences if sentence not in TEXT] == []

@@ -128,6 +128,23 @@ def test_a_batch_is_claimed_written_committed_and_found(ring: Ring) -> None:
     assert LAYOUT.arrays(ring.slot(2), 4)["x"].min() == 7
 
 
+def test_a_slot_s_arrays_are_made_once_and_are_the_layout_s(ring: Ring) -> None:
+    whole = ring.arrays(1, LAYOUT.batch_size)
+    assert ring.arrays(1, LAYOUT.batch_size) is whole
+    for count in (1, 2, LAYOUT.batch_size):
+        wanted = LAYOUT.arrays(ring.slot(1), count)
+        got = ring.arrays(1, count)
+        assert list(got) == list(wanted)
+        for name, array in wanted.items():
+            assert got[name].__array_interface__ == array.__array_interface__
+
+
+def test_a_batch_may_turn_out_shorter_than_it_was_claimed(ring: Ring) -> None:
+    ring.claim(1, HEADER)
+    ring.commit(1, HEADER, HEADER.count - 1)
+    assert ring.read(1) == (b"augbatch", replace(HEADER, count=HEADER.count - 1))
+
+
 def test_a_claim_touches_no_other_slot(ring: Ring) -> None:
     ring.claim(1, HEADER)[:] = 255
     assert not ring.slot(0).any()
@@ -207,7 +224,8 @@ def test_a_read_only_ring_is_read_and_not_written(ring: Ring) -> None:
     ring.claim(0, HEADER)
     ring.commit(0, HEADER)
     ring.memory.flags.writeable = False
-    Ring(ring.memory, LAYOUT, 3).check(0, HEADER)
+    looked_at = Ring(ring.memory, LAYOUT, 3)
+    looked_at.check(0, HEADER)
     with pytest.raises(TypeError):
-        ring.claim(0, HEADER)
-    ring.check(0, HEADER)
+        looked_at.claim(0, HEADER)
+    looked_at.check(0, HEADER)

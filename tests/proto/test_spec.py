@@ -11,20 +11,29 @@ import msgpack
 import numpy as np
 import pytest
 
+from augproto.codec import decode, encode
 from augproto.errors import ConfigError
-from augproto.messages import Open, decode, encode
-from augproto.pictures import COLOR_MODES, LABEL_MODES, TRUNCATED, Pictures
+from augproto.messages import Open
+from augproto.pictures import COLOR_MODES, LABEL_MODES, TRUNCATED, WIDE, Pictures
 from augproto.spec import (
     DATA_FORMATS,
     DTYPES,
     HANDED,
     INTERPOLATIONS,
     MAX_BATCH,
+    MAX_HASHES,
     MAX_SEED,
     SUBSETS,
     Spec,
 )
-from augproto.transforms import FILL_MODES, MAX_STATISTIC_BYTES, Statistic, Transforms
+from augproto.transforms import (
+    FILL_MODES,
+    FLOATX,
+    MAX_STATISTIC_BYTES,
+    ORDERS,
+    Statistic,
+    Transforms,
+)
 
 NAN, INFINITE = float("nan"), float("inf")
 NOT_A_NUMBER: list[Any] = ["1", None, True, [1], NAN, -INFINITE]
@@ -60,26 +69,33 @@ BAD: dict[str, list[Any]] = {
     "target_size": [3, (3,), (0, 3), (3, -1), (3.0, 3), "3x3", (3, 3, 3), (1, 1 << 16)],
     "interpolation": ["cubic", None, 1, True],
     "data_format": ["channels", None, 1],
-    "dtype": ["int8", None, 1, "float16", "<f4"],
+    "dtype": ["int8", None, 1, "bfloat16", "<f4"],
     "pictures": [1, "rgb", [], [("label_mode", "sparse")], True],
     "bad_samples": ["ignore", None, 1, True],
     "scheme": ["philox", None, 1, True],
     "transforms": [None, 1, "rotate", [], [("rotation_range", 1)]],
+    "hashes": [0, -1, 1e4, "1", True, MAX_HASHES + 1],
+    "whitening": ["", 1, True, ["zca"], "z" * 4097],
+    "cache": ["", "encoded", 1, True, "decoded"],
 }
 
 BAD_TRANSFORMS: dict[str, list[Any]] = {
     "rotation_range": NOT_A_NUMBER,
-    "width_shift_range": [*NOT_A_RANGE, -1, 1 << 21, (0.1,) * 65537],
-    "height_shift_range": [*NOT_A_RANGE, -1, 1 << 21],
+    "width_shift_range": [*NOT_A_RANGE, -1 << 21, 1 << 21, (0.1,) * 65537],
+    "height_shift_range": [*NOT_A_RANGE, -1 << 21, 1 << 21],
     "shear_range": NOT_A_NUMBER,
     "zoom_range": ["1", None, True, (), (1,), (1, 2, 3), (1, "2"), NAN],
+    "floatx": ["float16", None, 1, True],
+    "prescale": [value for value in NOT_A_NUMBER if value is not None],
     "channel_shift_range": NOT_A_NUMBER,
-    "brightness_range": [1, "ab", (1,), (2, 1), (-1, 1), (0, NAN), (0, 1, 2), ("0", "1")],
+    "brightness_range": [
+        1, "ab", (1,), (0, NAN), (0, 1, 2), ("0", "1"), (-1e308, 1e308), (-INFINITE, 1),
+    ],
     "horizontal_flip": NOT_A_FLAG,
     "vertical_flip": NOT_A_FLAG,
-    "fill_mode": ["mirror", None, 1, True],
+    "fill_mode": ["grid", None, 1, True],
     "cval": NOT_A_NUMBER,
-    "interpolation_order": [2, -1, "1", None, True],
+    "interpolation_order": [6, -1, "1", 1.5, None, True],
     "function": ["", 1, True, "x" * 513, ["a"]],
     "rescale": [value for value in NOT_A_NUMBER if value is not None],
     "offset": NOT_A_NUMBER,
@@ -104,6 +120,8 @@ BAD_PICTURES: dict[str, list[Any]] = {
     "color_mode": ["RGB", "gray", None, 3],
     "recursive": NOT_A_FLAG,
     "exif_orientation": NOT_A_FLAG,
+    "wide": ["cut", None, True],
+    "keep_aspect_ratio": NOT_A_FLAG,
     "truncated": ["ignore", None, True],
     "max_pixels": [0, -1, 1.0, None, True, 1 << 35],
     "max_bytes": [0, 1.5, "1", None, 1 << 35],
@@ -128,30 +146,34 @@ def some_structure(rng: random.Random, names: list[str]) -> Any:
 
 
 def some_transforms(rng: random.Random, *, plain: bool) -> Transforms:
-    """Any that pass; `plain` ones may be had in 8 bits."""
+    """Any that pass; `plain` ones may be had in 8 bits in every scheme."""
     flags: dict[str, Any] = {
         "horizontal_flip": rng.random() < 0.5,
         "vertical_flip": rng.random() < 0.5,
     }
     if plain:
         return Transforms(**flags)
-    shifts: list[Any] = [0.2, 1.0, 1, 3, (-0.5, 0.5), (1, 2.5), np.float32(0.1), np.int64(2)]
+    shifts: list[Any] = [
+        0.2, 1.0, 1, 3, -0.5, -2, (-0.5, 0.5), (1, 2.5), np.float32(0.1), np.int64(2),
+    ]  # fmt: skip
     statistics: list[Any] = [
         None, 0.5, np.array([1, 2, 3], np.float32), [[1, 2]], np.array([[[1 / 3]]]), np.int32(7),
     ]  # fmt: skip
     every: dict[str, Any] = flags | {
-        "rotation_range": rng.choice([0, 15, 0.1, np.float32(1.5)]),
+        "rotation_range": rng.choice([0, 15, -3.0, 0.1, np.float32(1.5)]),
         "width_shift_range": rng.choice(shifts),
         "height_shift_range": rng.choice(shifts),
         "shear_range": rng.uniform(-90, 90),
         "zoom_range": rng.choice([0.2, 0, (0.5, 2), [1, 1]]),
         "channel_shift_range": rng.choice([0.0, 30, 1e-3]),
-        "brightness_range": rng.choice([None, (0, 1), [0.5, 1.5], (1, 1)]),
+        "brightness_range": rng.choice([None, (0, 1), [0.5, 1.5], (1, 1), (2, -1)]),
         "fill_mode": rng.choice(FILL_MODES),
         "cval": rng.choice([0, -1.5]),
-        "interpolation_order": rng.choice([0, 1]),
+        "interpolation_order": rng.choice(ORDERS),
         "function": rng.choice([None, "package.module:name"]),
-        "rescale": rng.choice([None, 1 / 255, 0, 1]),
+        "prescale": rng.choice([None, 0.5, 0]),
+        "floatx": rng.choice(FLOATX),
+        "rescale": rng.choice([None, 1 / 255, 0, 1, Statistic.of("rescale", np.float64(0.1))]),
         "offset": rng.choice([0, -1]),
         "samplewise_center": rng.random() < 0.5,
         "samplewise_std_normalization": rng.random() < 0.5,
@@ -171,6 +193,8 @@ def some_pictures(rng: random.Random) -> Pictures:
         "color_mode": rng.choice(list(COLOR_MODES)),
         "recursive": rng.random() < 0.5,
         "exif_orientation": rng.random() < 0.5,
+        "wide": rng.choice(WIDE),
+        "keep_aspect_ratio": rng.random() < 0.5,
         "truncated": rng.choice(TRUNCATED),
         "max_pixels": rng.choice([1, 10**8]),
         "max_bytes": rng.choice([1, 10**8]),
@@ -205,12 +229,17 @@ def some_spec(rng: random.Random) -> Spec:
         "scheme": "counter",
         "pictures": None,
         "transforms": some_transforms(rng, plain=dtype == "uint8"),
+        "whitening": rng.choice([None, "zca"]) if dtype in ("float32", "float64") else None,
+        "hashes": None,
+        "cache": None,
     }
-    if rng.random() < 0.2:
+    if rng.random() < 0.2 and dtype != "float16":
         every |= {"scheme": "keras", "seed": 7, "shard": (0, 1), "drop_remainder": False}
+        every |= {"bad_samples": "raise", "hashes": rng.choice([None, 10_000])}
     assert {"data", "x", *every} == {field.name for field in dataclasses.fields(Spec)}
     if rng.random() < 0.3:
         every |= {"y": None, "images": None, "target_size": (9, 8), "pictures": some_pictures(rng)}
+        every["cache"] = rng.choice([None, "decoded"])
         return made(**every, data="cats", x="")
     return made(data=rng.choice(["a.npz", ("a.npy", "b.npy")]), x=x, **every)
 
@@ -311,14 +340,16 @@ def test_a_subset_needs_a_split() -> None:
         made(subset="training")
 
 
-@pytest.mark.parametrize(
-    "transforms",
-    [{"rotation_range": 1}, {"rescale": 0.5}, {"function": "a:b"}, {"zoom_range": 0.1}],
-)
-def test_8_bit_pictures_pass_unchanged_or_flipped(transforms: dict[str, Any]) -> None:
-    made(dtype="uint8", transforms=Transforms(horizontal_flip=True))
-    with pytest.raises(ConfigError, match=r"dtype: got 'uint8' together with transforms"):
-        made(dtype="uint8", transforms=Transforms(**transforms))
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+def test_whitened_pictures_are_not_rounded(dtype: str) -> None:
+    made(dtype=dtype, transforms=Transforms(rotation_range=10, zoom_range=0.1))
+    with pytest.raises(ConfigError, match=f"dtype: got '{dtype}'; wanted 'float32' or 'float64' b"):
+        made(dtype=dtype, whitening="zca")
+
+
+def test_keras_s_scheme_has_no_float16() -> None:
+    with pytest.raises(ConfigError, match=r"dtype: got 'float16'; wanted .* in scheme 'keras'"):
+        made(dtype="float16", scheme="keras")
 
 
 @pytest.mark.parametrize(
@@ -337,10 +368,11 @@ def test_it_is_known_whether_anything_is_drawn(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("value", "dtype"),
-    [(0.5, "f8"), (np.float32(0.5), "f4"), ([1, 2, 3], "f8"), (np.array([1], np.float16), "f8")],
+    [(0.5, "f8"), (np.float32(0.5), "f4"), ([1, 2, 3], "f8"), (np.array([1], np.float16), "f2")],
 )
 def test_a_statistic_keeps_its_own_precision(value: Any, dtype: str) -> None:
     statistic = Statistic.of("mean", value)
+    assert statistic.weak == isinstance(value, float)
     assert statistic.array().dtype == np.dtype(dtype)
     assert np.array_equal(statistic.array(), np.asarray(value))
     assert not statistic.array().flags.writeable

@@ -15,6 +15,7 @@ from augproto.spec import Spec
 from augserver.config import (
     RING_BYTES,
     RING_SLOTS,
+    SMALL_RING,
     Config,
     cores,
     parse,
@@ -22,7 +23,7 @@ from augserver.config import (
 )
 
 STREAM = {"data": "a.npz", "x": "x"}
-KEYS = {field.name for field in dataclasses.fields(Config)} - {"streams", "private"}
+KEYS = {field.name for field in dataclasses.fields(Config)} - {"datasets", "streams", "private"}
 
 FULL = """
 [server]
@@ -35,6 +36,7 @@ worker_deadline = 2.5
 max_consumers = 7
 max_ring_bytes = 1_000_000_000
 max_total_bytes = 8_000_000_000
+max_upload_bytes = 0
 
 [streams.cifar]
 data = ["cifar.npz", "/elsewhere/weights.npy"]
@@ -69,6 +71,7 @@ def test_a_file_becomes_a_config(tmp_path: Path) -> None:
         max_consumers=7,
         max_ring_bytes=10**9,
         max_total_bytes=8 * 10**9,
+        max_upload_bytes=0,
         streams={
             "cifar": Spec.from_wire(
                 {
@@ -99,7 +102,11 @@ def test_an_empty_file_is_a_config() -> None:
 
 def test_every_key_but_those_of_the_program_is_known_in_a_file() -> None:
     for key in KEYS:
-        value: Any = {"listen": "ipc:///x", "roots": "/", "allow_transforms": "a:b"}.get(key, 1)
+        texts = {"listen": "ipc:///x", "listen_workers": "ipc:///w", "roots": "/"}
+        texts |= {"key": "a.key", "allow_consumers": "a.pub", "allow_workers": "b.pub"}
+        switches = {"insecure": True, "encrypt_loopback": True}
+        value: Any = (texts | switches | {"allow_transforms": "a:b", "max_slots": 2}).get(key, 1)
+        value = "scipy" if key == "kernels" else value
         parse({"server": {key: 1 << 20 if key.endswith("_bytes") else value}}, Path("/"), {})
     with pytest.raises(ConfigError, match=r"unknown key server\.private; wanted one of listen"):
         parse({"server": {"private": True}}, Path("/"), {})
@@ -179,8 +186,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("lease", 0.1, 86400),
         ("worker_deadline", 0.1, 86400),
         ("max_consumers", 1, 65536),
+        ("max_slots", MIN_SLOTS, MAX_SLOTS),
         ("max_ring_bytes", 1 << 20, 1 << 50),
         ("max_total_bytes", 1 << 20, 1 << 50),
+        ("max_upload_bytes", 0, 1 << 50),
     ],
 )
 def test_numbers_have_bounds(key: str, low: float, high: float) -> None:
@@ -213,25 +222,61 @@ def test_this_machine_alone_may_be_listened_to(address: str) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["", "ipc://", "tcp://*:7000", "tcp://0.0.0.0:7000", "tcp://10.0.0.1:7000", "tcp://[::]:7000",
-     "tcp://example.org:7000", "tcp://localhost.example.org:7000", "tcp://:7000", "udp://127.0.0.1:7",
-     "inproc://a", "127.0.0.1:7000", "tcp://eth0:7000", f"ipc:///{'x' * 107}"],
+    ["", "ipc://", "tcp://:7000", "udp://127.0.0.1:7", "inproc://a", "127.0.0.1:7000",
+     "tcp://127.0.0.1", "tcp://127.0.0.1:http", f"ipc:///{'x' * 107}"],
 )  # fmt: skip
-def test_every_other_address_is_refused(address: str) -> None:
+@pytest.mark.parametrize("insecure", [False, True])
+def test_what_is_no_address_is_refused(address: str, insecure: bool) -> None:
     with pytest.raises(ConfigError, match=r"^listen: "):
+        Config(listen=(address,), insecure=insecure)
+
+
+BEYOND = [
+    "tcp://*:7000", "tcp://0.0.0.0:7000", "tcp://10.0.0.1:7000", "tcp://[::]:7000",
+    "tcp://example.org:7000", "tcp://localhost.example.org:7000", "tcp://eth0:7000",
+    "tcp://127.0.0.1.example.org:1", "tcp://[fe80::1]:1", "tcp://0:1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", BEYOND)
+def test_beyond_this_machine_there_are_keys_or_a_word(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"there is no key and no allow_consumers\. To do:"):
         Config(listen=(address,))
+    with pytest.raises(ConfigError, match=r"there is no allow_workers\. To do:"):
+        Config(listen_workers=(address,), key="/k", allow_consumers=("/c",))
+    with_keys = Config(listen=(address,), key="/k", allow_consumers=("/c",))
+    assert with_keys.asks_for_keys(address)
+    assert not Config(listen=(address,), insecure=True).asks_for_keys(address)
+
+
+def test_keys_can_be_asked_for_on_this_machine_too() -> None:
+    address = "tcp://127.0.0.1:7000"
+    with pytest.raises(ConfigError, match="no key and no allow_consumers"):
+        Config(listen=(address,), encrypt_loopback=True)
+    config = Config(
+        listen=(address, "ipc:///a"), key="/k", allow_consumers=("/c",), encrypt_loopback=True
+    )
+    assert config.asks_for_keys(address)
+    assert not config.asks_for_keys("ipc:///a"), "a file's mode says who may connect"
 
 
 def test_a_ring_gets_slots_enough_to_run_ahead_within_its_bytes() -> None:
     fewest, most = RING_SLOTS
-    config = Config()
-    assert config.slots(None, 4096) == most
+    small_bytes, small = SMALL_RING
+    config = Config(workers=2)
+    fewest += 2
+    assert Config(workers=0).slots(None, RING_BYTES) == fewest - 2
+    assert Config(workers=500).slots(None, RING_BYTES // 8) == most
+    assert config.slots(None, 4096) == config.slots(None, small_bytes // small) == small
+    assert config.slots(None, small_bytes // (most + 10)) == most + 10
+    assert config.slots(None, small_bytes // most + 1) == most
     assert config.slots(None, RING_BYTES // 10) == 10
     assert config.slots(None, RING_BYTES) == fewest
     for slot_bytes in (1 << n for n in range(12, 30)):
         slots = config.slots(None, slot_bytes)
-        assert fewest <= slots <= most
+        assert fewest <= slots <= small
         assert slots in (fewest, most) or slots * slot_bytes <= RING_BYTES
+        assert slots <= most or slots * slot_bytes <= small_bytes
 
 
 def test_a_ring_gets_the_slots_that_were_asked_for() -> None:

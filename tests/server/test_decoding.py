@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import warnings
 from pathlib import Path
@@ -103,6 +104,100 @@ def test_a_picture_is_bit_for_bit_what_keras_loads(
             got = decoder(size, how, color_mode=color_mode).read(listed(file.path))
             wanted = wanted if wanted.ndim == 3 else wanted[:, :, None]
             np.testing.assert_array_equal(got, wanted, err_msg=f"{how} {size}")
+
+
+KINDS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "F", "I;16",
+         "I;16B", "I;16L", "RGBX", "transparent P", "transparent L", "transparent RGB",
+         "transparent I;16", "I beyond 16 bits", "negative I", "F beyond 8 bits")  # fmt: skip
+
+
+def strange(kind: str) -> bytes:
+    """A small picture of a mode, in a file that holds it."""
+    rng = np.random.default_rng(2)
+    size = (21, 34)
+    mode = kind.split()[0]
+    options: dict[str, Any] = {}
+    if kind.startswith("transparent"):
+        mode = kind.split()[1]
+        options["transparency"] = {"P": bytes(range(200)), "L": 7, "RGB": (1, 2, 3), "I;16": 900}[
+            mode
+        ]
+    if mode.startswith("I;16"):
+        values = rng.integers(0, 1200, size).astype("<u2")
+        image = Image.frombytes(mode, size[::-1], values.tobytes())
+    elif mode == "I" or kind == "negative I":
+        low, high = {"I": (0, 300), "I beyond 16 bits": (0, 2**31 - 1)}.get(kind, (-500, 500))
+        mode, image = "I", Image.fromarray(rng.integers(low, high, size).astype("int32"))
+    elif mode == "F":
+        image = Image.fromarray(rng.uniform(-10, 5 if kind == "F" else 900, size).astype("f4"))
+    else:
+        channels = len(Image.getmodebands(mode) * "x")
+        pixels = rng.integers(0, 256, (*size, channels), np.uint8)
+        image = Image.frombytes(
+            mode, size[::-1], np.packbits(pixels[..., 0] > 128, axis=1).tobytes()
+            if mode == "1" else pixels.tobytes(),
+        )  # fmt: skip
+        if mode in ("P", "PA"):
+            image.putpalette(rng.integers(0, 256, 768, np.uint8).tobytes())
+    png = mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+    return encoded(image, "PNG" if png else "TIFF", **options)
+
+
+def as_keras_loads(load_img: Any, source: Any, size: tuple[int, int], **options: Any) -> Any:
+    """Keras's picture as numbers, or the class of its refusal."""
+    to_array = keras_module("keras.src.utils.image_utils").img_to_array
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = load_img(source, target_size=size, **options)
+            return to_array(image, data_format="channels_last", dtype="float64")
+        except Exception as error:
+            return type(error)
+
+
+def compare(load_img: Any, data: bytes, size: tuple[int, int], how: str, **options: Any) -> None:
+    wanted = as_keras_loads(load_img, io.BytesIO(data), size, interpolation=how, **options)
+    own = decoder(size, how, wide="keras", **options)
+    if isinstance(wanted, type):
+        with pytest.raises(wanted):
+            own.decode(data)
+        return
+    got = own.decode(data)
+    assert got.dtype == ("int32" if options["color_mode"] == "grayscale" else "uint8")
+    np.testing.assert_array_equal(got, wanted, err_msg=f"{how} {size} {options}")
+
+
+@pytest.mark.parametrize("color_mode", ["rgb", "rgba", "grayscale"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_of_any_mode_is_keras_own_where_that_is_wanted(
+    load_img: Any, kind: str, color_mode: str
+) -> None:
+    data = strange(kind)
+    for how, size in itertools.product(INTERPOLATIONS, ((21, 34), (9, 40), (30, 13))):
+        for keep in (False, True):
+            compare(load_img, data, size, how, color_mode=color_mode, keep_aspect_ratio=keep)
+
+
+@needs_bad_images
+@pytest.mark.parametrize("color_mode", ["rgb", "rgba", "grayscale"])
+@pytest.mark.parametrize("file", READABLE, ids=str)
+def test_a_file_from_the_wild_is_keras_own_where_that_is_wanted(
+    load_img: Any, file: Expected, color_mode: str
+) -> None:
+    data = file.path.read_bytes()
+    for how in ("nearest", "bicubic", "lanczos") if file.size[0] < 5000 else ("nearest",):
+        for keep in (False, True):
+            compare(load_img, data, (24, 36), how, color_mode=color_mode, keep_aspect_ratio=keep)
+
+
+@pytest.mark.parametrize("whole", [(1, 50), (50, 1), (7, 7), (3, 2000)])
+def test_a_part_of_the_target_s_aspect_is_keras_own(load_img: Any, whole: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (*whole, 3), np.uint8)
+    for size in ((5, 8), (9, 2), (1, 1)):
+        compare(
+            load_img, encoded(Image.fromarray(pixels)), size, "bilinear", color_mode="rgb",
+            keep_aspect_ratio=True,
+        )  # fmt: skip
 
 
 # -- one thing at a time -------------------------------------------------------------------------

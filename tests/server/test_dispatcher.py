@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections import Counter, deque
 from collections.abc import Iterable
 
 import pytest
 
-from augproto.messages import MAX_LIST, Announce, Entry, Fault, Place, Release, Run
+from augproto.errors import RemoteProtocolError
+from augproto.messages import MAX_LIST, After, Announce, Entry, Fault, Place, Release, Run, Script
 from augproto.ring import SlotState
-from augserver.dispatcher import (
-    ASSIGNMENT_BATCHES,
-    MAX_ATTEMPTS,
-    MAX_WANTED,
-    WORKER_DEPTH,
-    Assignment,
-    Dispatcher,
-    Key,
-)
+from augserver.dispatcher import MAX_ATTEMPTS, Dispatcher
+from augserver.sharing import WORKER_DEPTH, Assignment
+from augserver.streams import ASSIGNMENT_BATCHES
+from augserver.wishes import MAX_SCRIPT_BYTES, MAX_WANTED, Key
 
 FAST = 1e-4  #: seconds for a batch, of which many go into one assignment
 
@@ -112,13 +110,13 @@ def test_steps_beyond_the_epoch_and_wishes_beyond_all_measure_are_ignored() -> N
     assert keys_of(d.assign()) == steps(8, 9)
     long = dispatcher(steps=2**62, slots=8)
     long.want(1, [Run(0, 0, 2**64 - 1)], 0)
-    assert len(long._streams[1].wanted) == MAX_WANTED
+    assert len(long._streams[1].wishes.wanted) == MAX_WANTED
 
 
 def test_wishes_are_ignored_beyond_the_limit_in_many_runs_too() -> None:
     d = dispatcher(steps=10**6, slots=8)
     d.want(1, [Run(0, n, 1) for n in range(MAX_WANTED + 1000)], 0)
-    assert len(d._streams[1].wanted) == MAX_WANTED
+    assert len(d._streams[1].wishes.wanted) == MAX_WANTED
 
 
 def test_a_hostile_list_of_the_same_wishes_is_not_followed_to_its_end() -> None:
@@ -133,13 +131,13 @@ def test_a_hostile_list_of_the_same_wishes_is_not_followed_to_its_end() -> None:
     d = dispatcher(steps=10**6, slots=8)
     d.want(1, runs(), 0)
     assert looked_at <= 2
-    assert len(d._streams[1].wanted) == MAX_WANTED - 1
+    assert len(d._streams[1].wishes.wanted) == MAX_WANTED - 1
 
 
 def test_a_wish_named_twice_is_one_wish() -> None:
     d = dispatcher()
     want(d, steps(1, 1, 0, 1))
-    assert list(d._streams[1].wanted) == steps(1, 0)
+    assert list(d._streams[1].wishes.wanted) == steps(1, 0)
 
 
 def test_a_new_list_replaces_the_old_one_but_for_what_is_being_written() -> None:
@@ -510,7 +508,7 @@ def test_a_stream_that_waited_is_not_blamed_for_one_that_is_closed() -> None:
         stream = 2 + worker
         d.open(stream, slots=2, steps=10)
         want(d, steps(0), stream=stream)
-        d._turn.rotate(1)  # the new stream first
+        d._sharing._turn.rotate(1)  # the new stream first
         d.join(worker)
         assert [a.stream for a in d.assign()] == [stream, 1]
         d.close(stream)
@@ -823,7 +821,7 @@ def test_who_never_sees_a_fault_is_not_remembered_without_end() -> None:
             for assignment in assigned:
                 for place in assignment.places:
                     d.failed(assignment.worker, 1, place, message="no", sample=None, traceback="")
-    assert len(d._streams[1].faulted) == MAX_WANTED
+    assert len(d._streams[1].wishes.faulted) == MAX_WANTED
     d.want(1, [Run(0, 0, 1)], d._streams[1].number)
     assert keys_of(d.assign()) == steps(0), "what was seen makes room"
 
@@ -845,3 +843,77 @@ def test_a_worker_that_lies_is_not_believed() -> None:
             announce = finish(d, assignment, rng.choice((0.0, float("nan"), 1e300)))
             if announce is not None:
                 assert not d.release(1, released(announce))
+
+
+# -- scripts -------------------------------------------------------------------------------------
+
+
+def script(step: int, size: int = 8) -> Script:
+    return Script(0, step, indexes=bytes(size))
+
+
+def test_a_script_goes_with_its_batch_to_the_worker_and_is_forgotten_when_it_is_made() -> None:
+    d = dispatcher()
+    d.want(1, [Run(0, 0, 2)], 0, [script(0), script(1)])
+    first, second = d.assign()
+    assert (first.scripts, second.scripts) == ((script(0),), (script(1),))
+    after = [After(0, 0, b"left"), After(0, 1, b"of another batch")]
+    entries = [Entry(*place, 8) for place in first.places]
+    announce = d.done(0, 1, entries, 1.0, after=after)
+    assert announce is not None
+    assert announce.after == (After(0, 0, b"left"),)
+    # Wanted again, by a consumer that has lost it, it has no script any more.
+    d.release(1, released(announce))
+    d.want(1, [Run(0, 0, 1)], announce.number)
+    assert [a.scripts for a in d.assign()] == [()]
+
+
+def test_a_script_outlives_the_worker_that_had_it() -> None:
+    d = dispatcher(workers=2)
+    d.want(1, [Run(0, 0, 1)], 0, [script(0)])
+    (assignment,) = d.assign()
+    d.leave(assignment.worker)
+    (again,) = d.assign()
+    assert again.worker != assignment.worker
+    assert again.scripts == (script(0),)
+
+
+def test_a_script_is_kept_while_wishes_come_and_go_and_dropped_with_its_own() -> None:
+    d = dispatcher(slots=1)
+    d.want(1, [Run(0, 0, 3)], 0, [script(0), script(1), script(2)])
+    (first,) = d.assign()
+    d.want(1, [Run(0, 1, 1)], 0)  # the third is not wanted any more
+    announce = finish(d, first)
+    assert announce is not None
+    d.release(1, released(announce))
+    (second,) = d.assign()
+    assert second.scripts == (script(1),)
+    announce = finish(d, second)
+    assert announce is not None
+    d.release(1, released(announce))
+    d.want(1, [Run(0, 2, 1)], announce.number)
+    assert [a.scripts for a in d.assign()] == [()]
+
+
+def test_a_list_with_more_scripts_than_can_be_kept_is_refused_whole() -> None:
+    d = dispatcher(slots=2)
+    half = MAX_SCRIPT_BYTES // 2
+    d.want(1, [Run(0, 0, 1)], 0, [script(0, half)])
+    with pytest.raises(RemoteProtocolError, match="scripts"):
+        d.want(1, [Run(0, 0, 2)], 0, [script(1, half + 8)])
+    # Refused whole: the list before it stands, with its script.
+    assert [(a.places[0].step, a.scripts) for a in d.assign()] == [(0, (script(0, half),))]
+    d.want(1, [Run(0, 5, 1)], 0, [script(5)])
+    assert [s for a in d.assign() for s in a.scripts] == [script(5)]
+
+
+def test_a_stale_release_keeps_nothing_alive() -> None:
+    d = dispatcher()
+    kept = weakref.ref(d.table(1))
+    gc.disable()
+    try:
+        assert [str(error) for error in d.release(1, [Release(0, 9)])] != []
+        d.close(1)
+        assert kept() is None, "a circle of an error, its frames and a list would wait for gc"
+    finally:
+        gc.enable()

@@ -9,8 +9,10 @@ import pytest
 
 from augproto.messages import Announce, Entry, Fault, Place, Release, Run
 from augproto.ring import SlotState
-from augserver.dispatcher import MAX_ATTEMPTS, Assignment, Dispatcher, Key
+from augserver.dispatcher import MAX_ATTEMPTS, Dispatcher
 from augserver.losses import Loss
+from augserver.sharing import Assignment
+from augserver.wishes import Key
 
 
 def dispatcher(*, workers: int = 1, slots: int = 8, streams: int = 1) -> Dispatcher:

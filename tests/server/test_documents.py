@@ -10,14 +10,18 @@ import inspect
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from augproto import errors
 from augproto.pictures import COLOR_MODES, LABEL_MODES, Pictures
 from augproto.spec import POLICIES
-from augserver.config import Config, parse
+from augserver.backend import KERNELS_VARIABLE
+from augserver.config import NO_BOUND, Config, parse
+from augserver.datasets import named
 from augserver.datasets.decoding import ENDINGS
+from augserver.settings import CONFIG_VARIABLE, VARIABLES
 
 ROOT = Path(__file__).parents[2]
 PROMISES = (ROOT / "docs" / "promises.md").read_text()
@@ -50,8 +54,10 @@ def test_a_deadline_has_the_default_that_the_page_names(name: str) -> None:
 def test_every_deadline_of_the_code_is_on_the_page() -> None:
     words = re.compile(r"^(?!_)(\w*_)?(SECONDS|TIMEOUT|SILENCE|GRACE|GREETING|LAZY|TICK|BEAT)$")
     pacing = {  # nothing ends then: how long work is cut, what is compared with what
-        "augserver.dispatcher.ASSIGNMENT_SECONDS",
+        "augserver.streams.ASSIGNMENT_SECONDS",
         "augserver.death.MEMORY_SECONDS",
+        "augserver.datasets.looking.PAGE_SECONDS",
+        "augserver.pulse.BEAT_SECONDS",
     }
     found = set()
     for path in SOURCES:
@@ -119,7 +125,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 def test_every_leaf_of_the_error_tree_has_an_entry() -> None:
-    assert set(_entries()) == _leaves()
+    assert set(_entries()) == _leaves() | {"Kernels"}
     for name, texts in _entries().items():
         assert texts, name
 
@@ -143,6 +149,53 @@ def test_the_check_of_texts_finds_what_is_not_there() -> None:
     pattern = _pattern("this server has no brook …; it has: …")
     assert not any(pattern.search(constant) for constant in _constants())
     assert any(_pattern("this server has no stream …; it has: …").search(c) for c in _constants())
+
+
+# -- settings ------------------------------------------------------------------------------------
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    """As the page has it."""
+    if field.default is dataclasses.MISSING:
+        return "one for each core"
+    words = {None: "unset", NO_BOUND: "unbounded", (): "[]", "": '""'}
+    return words.get(field.default, str(field.default))
+
+
+def test_every_setting_of_a_server_is_on_its_page_with_its_default() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z_]+)` \| (.+?) \|", page, re.MULTILINE))
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    for name in ("datasets", "streams", "private"):  # tables, and no setting
+        del fields[name]
+    assert rows == {name: _default(field) for name, field in fields.items()}
+
+
+def test_every_variable_of_a_server_is_on_its_page_with_its_key() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text()
+    rows = dict(re.findall(r"^\| `(AUGSERVER_\w+)` \| `?([\w ]+)", page, re.MULTILINE))
+    assert rows.pop(CONFIG_VARIABLE) == "the file"
+    assert rows.pop(KERNELS_VARIABLE) == "kernels"
+    assert rows == {variable: key for key, variable in VARIABLES.items()}
+
+
+def test_the_settings_page_s_own_config_is_one() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text()
+    (block,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    config = parse(tomllib.loads(block), Path("/srv"), {})
+    assert config.streams["pets"].data == ("/srv/pets/train",)
+    assert config.streams["pets-small"].target_size == (96, 96)
+    assert all(f"`{key}`" in page for key in named.KEYS)
+
+
+def test_what_the_example_leaves_out_can_be_switched_on() -> None:
+    lines = (ROOT / "examples" / "augserver.toml").read_text().splitlines()
+    shown = [re.sub(r"^#(?=[\w\[])", "", line) for line in lines]
+    assert shown != lines
+    config = parse(tomllib.loads("\n".join(shown)), Path("/srv"), {})
+    assert (config.roots, config.kernels) == (("/srv/data",), "scipy")
+    assert config.streams["shapes"].dtype == "float16"
+    assert config.streams["photographs"].cache == "decoded"
 
 
 # -- pictures ------------------------------------------------------------------------------------

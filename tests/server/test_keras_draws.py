@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from keras_own import image_data_generators
+from keras_own import SCIPY_NOISE, image_data_generators
 from PIL import Image
+from recipes import batches
 
 from augproto.errors import AugError, ConfigError
 from augproto.pictures import Pictures
@@ -23,25 +24,13 @@ from augserver.recipe import Recipe
 
 Array = np.ndarray[Any, Any]
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The `scipy.ndimage.interpolation` namespace is deprecated:DeprecationWarning",
-    "ignore:Please import `affine_transform` from the `scipy.ndimage`:DeprecationWarning",
-)
+pytestmark = SCIPY_NOISE
 
 
 @pytest.fixture(scope="module")
 def keras() -> Iterator[ModuleType]:
     """The module with Keras's `ImageDataGenerator`."""
     yield from image_data_generators()
-
-
-def batches(recipe: Recipe, epochs: int) -> Iterator[dict[str, Array]]:
-    for epoch in range(epochs):
-        for step in range(recipe.sampler.steps):
-            slot = np.zeros(recipe.layout.slot_bytes, np.uint8)
-            out = recipe.layout.arrays(slot, recipe.count(epoch, step))
-            made = recipe.fill(epoch, step, out)
-            yield {name: array[: made.samples] for name, array in out.items()}
 
 
 def some_options(rng: random.Random) -> dict[str, Any]:
@@ -229,3 +218,70 @@ def test_a_seed_that_keras_could_not_take_is_refused() -> None:
 def test_what_keras_has_not_is_refused_beside_its_scheme(beside: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"scheme: got 'keras'; wanted 'counter' beside"):
         Spec(data=("a.npz",), x="x", scheme="keras", **beside)
+
+
+def named_files(folder: Path) -> dict[int, int]:
+    """The numbers in the names of saved files, by the sample that each is of."""
+    return {int(i): int(hash) for i, hash in (p.stem.split("_")[1:] for p in folder.iterdir())}
+
+
+@pytest.mark.parametrize("function", [None, drawing, "keras:tf:channels_last"])
+def test_hashes_are_those_in_the_names_of_the_files_that_keras_saves(
+    keras: ModuleType, tmp_path: Path, function: Any
+) -> None:
+    keras.backend.set_image_data_format("channels_last")
+    x: Array = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 3)).astype("uint8")
+    options: dict[str, Any] = {"rotation_range": 9.0, "width_shift_range": [1, 2, 3]}
+    flow = keras.ImageDataGenerator(
+        **options, preprocessing_function=function if callable(function) else None
+    ).flow(x, batch_size=4, seed=3, save_to_dir=str(tmp_path), save_prefix="a")
+    name = "tests:drawing" if callable(function) else function
+    spec = Spec(
+        data=("a.npz",), x="x", y="y", batch_size=4, seed=3, scheme="keras", hashes=10_000,
+        transforms=Transforms(**options, function=name),
+    )  # fmt: skip
+    recipe = Recipe(spec, 3, {"x": x, "y": np.arange(11)}, function if callable(function) else None)
+    assert recipe.structure["hashes"] == "hashes"
+    before = np.random.get_state()
+    try:
+        for batch in list(batches(recipe, epochs=2)):
+            next(flow)
+            wanted = named_files(tmp_path)
+            assert dict(zip(batch["y"].tolist(), batch["hashes"].tolist(), strict=True)) == wanted
+            for path in tmp_path.iterdir():
+                path.unlink()
+    finally:
+        np.random.set_state(before)
+
+
+def test_hashes_of_files_are_keras_own(keras: ModuleType, folder: Path, tmp_path: Path) -> None:
+    keras.backend.set_image_data_format("channels_last")
+    flow = keras.ImageDataGenerator(rotation_range=9.0).flow_from_directory(
+        folder, target_size=(8, 8), batch_size=5, seed=3, save_to_dir=str(tmp_path), save_prefix="a"
+    )
+    listing = list_files(str(folder), Pictures())
+    spec = Spec(
+        data=(str(folder),), target_size=(8, 8), batch_size=5, seed=3, scheme="keras",
+        hashes=10_000_000, pictures=Pictures(), transforms=Transforms(rotation_range=9.0),
+    ).with_classes(listing.class_names)  # fmt: skip
+    first = next(batches(Recipe(spec, 3, listing.arrays)))
+    next(flow)
+    assert first["hashes"].dtype == np.int64
+    assert sorted(first["hashes"].tolist()) == sorted(named_files(tmp_path).values())
+
+
+@pytest.mark.parametrize("beside", [{"scheme": "counter"}, {"bad_samples": "skip"}])
+def test_hashes_are_keras_own_and_of_whole_batches(beside: dict[str, Any]) -> None:
+    fields: dict[str, Any] = {"scheme": "keras", "seed": 1, "hashes": 10} | beside
+    with pytest.raises(ConfigError, match="hashes: got 10; wanted scheme 'keras' and bad_samples"):
+        Spec(data=("a.npz",), x="x", **fields)
+
+
+@pytest.mark.parametrize("x", ["y", ("a", "b")])
+def test_hashes_follow_the_draws_of_one_array_of_pictures(x: Any) -> None:
+    arrays: dict[str, Array] = {"y": np.zeros(3), "a": np.zeros((3, 4, 4, 1))}
+    arrays["b"] = arrays["a"]
+    images = ("a", "b") if x != "y" else None
+    spec = Spec(data=("a.npz",), x=x, images=images, scheme="keras", seed=1, hashes=10)
+    with pytest.raises(ConfigError, match=r"hashes: .*(0|2) arrays of pictures; wanted exactly"):
+        Recipe(spec, 1, arrays)

@@ -38,11 +38,13 @@ class Machine:
     def limits(self) -> list[Limit]:
         return [Limit("the cgroup", 1 << 41, self.free + memory.RESERVE_MOST, "more memory")]
 
-    def create(self, name: str, size: int, *, nameless: bool = False) -> Segment:
+    def create(
+        self, name: str, size: int, *, nameless: bool = False, populate: bool = True
+    ) -> Segment:
         if self.refusing:
             self.refusing -= 1
             raise NoRoom("somebody else was faster")
-        self.made.append(Segment(name, size, nameless=nameless))
+        self.made.append(Segment(name, size, nameless=nameless, populate=populate))
         return self.made[-1]
 
     def memory(self, *, most: int = NO_BOUND, private: bool = False) -> Memory:
@@ -237,9 +239,9 @@ def test_its_end_unlinks_everything_also_what_is_made_at_that_moment(
     store = machine.memory()
     before = store.segment(4096)
 
-    def create(name: str, size: int, *, nameless: bool = False) -> Segment:
+    def create(name: str, size: int, *, nameless: bool = False, populate: bool = True) -> Segment:
         store.close()  # the server ends while a load makes room
-        return machine.create(name, size, nameless=nameless)
+        return machine.create(name, size, nameless=nameless, populate=populate)
 
     monkeypatch.setattr(memory, "Segment", create)
     with pytest.raises(NoRoom, match="the server has ended"):

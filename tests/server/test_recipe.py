@@ -256,13 +256,6 @@ def test_pictures_may_stay_in_8_bits() -> None:
     assert np.array_equal(plain, ARRAYS["pictures"][:5])
 
 
-def test_8_bits_are_only_for_pictures_of_8_bits() -> None:
-    with pytest.raises(ConfigError, match=r"dtype: got 'uint8' for array 'others' of float32"):
-        recipe("others", dtype="uint8")
-    with pytest.raises(ConfigError, match=r"dtype: got 'uint8' for array 'others'"):
-        recipe(["pictures", "others"], images=["pictures", "others"], dtype="uint8")
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_only_pictures_change_their_dtype(dtype: str) -> None:
     r = recipe(["pictures", "table"], y="labels", dtype=dtype)

@@ -14,7 +14,7 @@ import pytest
 
 from augserver import supervisor as module
 from augserver.death import WHERE_ARE_YOU
-from augserver.forkserver import Born, Ended, Unborn
+from augserver.forkserver import Born, Duty, Ended, Unborn
 from augserver.supervisor import (
     BACK_OFF,
     CODE_SECONDS,
@@ -33,7 +33,7 @@ class FakeForkserver:
 
     all: ClassVar[list[FakeForkserver]] = []
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, duty: Duty) -> None:
         self.trace = folder / "forkserver.trace"
         self.pid = 4000 + len(self.all)
         self.asked: list[int] = []
@@ -108,6 +108,7 @@ def test_no_start_waits_for_the_forkserver(crew: Supervisor) -> None:
     assert FakeForkserver.all[0].asked == [0, 1]
     crew.start(1.0)
     assert FakeForkserver.all[0].asked == [0, 1], "asked once"
+    assert crew.alive == 0, "none has come up"
     assert crew.hear(0.0) == []
     assert crew.gone(1.0) == []
     assert [worker.number for worker in up(crew, 2.0)] == [0, 1]

@@ -153,7 +153,7 @@ def undisturbed(server: Besieged) -> Iterator[list[str]]:
         nonlocal epochs
         try:
             with server.consumer() as consumer:
-                while not over.is_set():
+                while not epochs or not over.is_set():  # some attacks are short
                     if digest(consumer) != server.right:
                         wrong.append(f"the digest of epoch {epochs}")
                     epochs += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import random
 import select
 import socket
@@ -19,16 +20,20 @@ from typing import Any
 import msgpack
 import zmq
 
+from augproto.codec import decode, encode
 from augproto.messages import (
     VERSION,
     Announce,
+    AreFiles,
     ArraySpec,
     AskStatus,
     Bye,
     Close,
     Entry,
     Fault,
+    FilesAre,
     Filled,
+    Folder,
     Function,
     Heartbeat,
     Hello,
@@ -37,14 +42,18 @@ from augproto.messages import (
     Open,
     Opened,
     Release,
+    Room,
     Run,
     Scale,
+    Source,
     Status,
+    Taken,
+    Upload,
+    Walk,
+    Walked,
     Want,
     Welcome,
     Withdraw,
-    decode,
-    encode,
 )
 
 #: Values that are whole, of the right kind, and absurd; and some that are of the wrong kind.
@@ -166,6 +175,12 @@ def consumer_says(rng: random.Random, path: str) -> list[Message]:
     said: list[Message] = [Hello(VERSION, "fuzz", rng.randrange(2**32))]
     if rng.random() < 0.3:
         said.append(AskStatus())
+    if rng.random() < 0.3:
+        said += brought(rng)
+    if rng.random() < 0.3:
+        folder = os.fsencode(os.path.dirname(path))
+        said.append(Walk(folder, rng.random() < 0.5, rng.random() < 0.5, rng.choice((0, 0, 1))))
+        said.append(AreFiles((os.fsencode(path), folder)[: rng.randint(0, 2)]))
     slots = rng.choice((None, None, 2, 3, 8, 4096, 2**64 - 1))
     if rng.random() < 0.5:
         changes: dict[str, object] = {"batch_size": rng.choice((1, 3, 8))}
@@ -190,6 +205,24 @@ def consumer_says(rng: random.Random, path: str) -> list[Message]:
     return said
 
 
+def brought(rng: random.Random) -> list[Message]:
+    """A small hand-over by message; what is large is refused before it takes memory."""
+    rows = rng.choice((1, 16, 1000))
+    name, owner = rng.choice(("a", "b")), rng.choice(("o", "p")) * rng.choice((15, 16, 300))
+    arrays: tuple[ArraySpec, ...] = (ArraySpec("x", "|u1", (rows,)),)
+    if rng.random() < 0.3:
+        arrays = (ArraySpec("files.paths", "|u1", (rows,)), ArraySpec("files.ends", "<i8", (1,)))
+    if rng.random() < 0.2:
+        arrays = (ArraySpec("x", "|u1", (2**40,)),)
+    size = -(-rows // 64) * 64 + 64 * (len(arrays) - 1)
+    said: list[Message] = [Offer(name, arrays, owner, rng.choice(("", "", "00" * 32)))]
+    cut = rng.randint(0, size)
+    said += [Upload(name, 0, b"/" * cut), Upload(name, cut, b"\0" * (size - cut)), Filled(name)]
+    if rng.random() < 0.5:
+        said.append(Open(None, {"data": [f"handed:{name}"], "x": "x"}, 2))
+    return said
+
+
 def said_to_a_server(rng: random.Random, path: str) -> list[list[bytes]]:
     """Messages, as frames, of one conversation in which some are broken, twice or out of turn."""
     mutator = Mutator(rng)
@@ -205,6 +238,10 @@ def said_to_a_server(rng: random.Random, path: str) -> list[list[bytes]]:
             messages.append([mutator.broken(frame)])
         messages.append([frame] if rng.random() < 0.97 else [frame, b"", mutator.broken(frame)])
     return messages
+
+
+#: Codes whose answer is waited for: Open, Offer, Upload and Filled, Walk and AreFiles.
+AWAITED = (b"\x03", b"\x31", b"\x0d", b"\x33", b"\x0f", b"\x11")
 
 
 def attack_router(address: str, path: str, seed: int, count: int) -> int:
@@ -223,9 +260,7 @@ def attack_router(address: str, path: str, seed: int, count: int) -> int:
                 for message in said_to_a_server(rng, path):
                     dealer.send_multipart(message, zmq.NOBLOCK)
                     said += 1
-                    if (
-                        message[0][:2] == b"\x95\x03"
-                    ):  # whether it was opened decides what may follow
+                    if message[0][1:2] in AWAITED:  # what is answered decides what may follow
                         dealer.poll(20)
                     with contextlib.suppress(zmq.Again):
                         while rng.random() < 0.9:
@@ -324,7 +359,9 @@ def server_says(rng: random.Random, segment: str) -> list[Message]:
                     Announce(number, entries), Announce(number, entries), Heartbeat(),
                     Fault("WorkerError", "no", number, 0, rng.randrange(10)),
                     Fault(rng.choice(("SessionLost", "NoRoom", "AugError", "ProtocolError")), "no"),
-                    Status(("s",), 1, 1, 1, 1, 0), Bye("over"),
+                    Status(("s",), 1, 1, 1, 1, 0), Bye("over"), Taken("f", 2**63),
+                    Room("f", (Source("x", "|u1", (4,), segment, 2**63),)), Room("f", ()),
+                    Walked((Folder(b"/", (b"a",), ()),), True), FilesAre((True,)),
                 )
             )
         )  # fmt: skip

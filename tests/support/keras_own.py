@@ -10,6 +10,12 @@ from types import ModuleType
 
 import pytest
 
+#: What Keras's own calls of SciPy warn of.
+SCIPY_NOISE = pytest.mark.filterwarnings(
+    "ignore:The `scipy.ndimage.interpolation` namespace is deprecated:DeprecationWarning",
+    "ignore:Please import `affine_transform` from the `scipy.ndimage`:DeprecationWarning",
+)
+
 
 def keras_module(name: str) -> ModuleType:
     """A module of Keras, on the backend that is named, or TensorFlow."""

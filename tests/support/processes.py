@@ -52,6 +52,19 @@ def workers(server: int) -> list[int]:
     ]
 
 
+def kill_a_worker(server: int) -> None:
+    """SIGKILL one of a server's workers, as soon as one is there to be killed."""
+
+    def killed() -> bool:
+        for pid in workers(server):
+            with contextlib.suppress(ProcessLookupError):  # reaped since
+                os.kill(pid, signal.SIGKILL)
+                return True
+        return False
+
+    wait_until(killed, "a worker to kill")
+
+
 def descendants(pid: int) -> list[int]:
     """All processes below one."""
     below = children(pid)

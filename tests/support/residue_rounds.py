@@ -3,12 +3,12 @@
     python tests/support/residue_rounds.py [ROUNDS [SEED]]
 
 In a round a program with a private server runs, and a standalone server with two consumers, one of
-which does not read. Then some or all of their processes (programs, servers, forkservers, workers,
-resource trackers) are killed by SIGKILL, after the first batch or at any moment before, and
-sometimes workers are stopped first. What was spared is ended politely. Then there must be no
-process of theirs, nothing of the resource tracker on standard error, no file of theirs in /dev/shm
-once another server has started, and no socket and no folder. What a round does follows from its
-seed.
+which hands over arrays of its own and does not read. Then some or all of their processes
+(programs, servers, forkservers, workers, resource trackers) are killed by SIGKILL, after the first
+batch or at any moment before, and sometimes workers are stopped first. What was spared is ended
+politely. Then there must be no process of theirs, nothing of the resource tracker on standard
+error, no file of theirs in /dev/shm once another server has started, and no socket and no folder.
+What a round does follows from its seed.
 """
 
 from __future__ import annotations
@@ -64,6 +64,24 @@ from augclient import Consumer
 from augproto.errors import AugError
 try:
     with Consumer(stream="zeros", address=sys.argv[1], timeout=30) as c:
+        for batch in c:
+            print(batch.step, flush=True)
+            c.timeout = 3  # a stopped worker keeps the next one back
+            if not sys.stdin.readline():
+                break
+except AugError as error:
+    print(type(error).__name__, flush=True)
+"""
+
+
+HANDING = """
+import os, sys
+import numpy as np
+from augclient import Consumer
+from augproto.errors import AugError
+try:
+    x = np.zeros((256, 64, 64, 3), np.uint8)
+    with Consumer(x, address=sys.argv[1], batch_size=8, timeout=30) as c:
         for batch in c:
             print(batch.step, flush=True)
             c.timeout = 3  # a stopped worker keeps the next one back
@@ -147,7 +165,7 @@ def play(seed: int, folder: Path) -> Round:
             start("-m", "augserver", "serve", "--config", f"{folder}/augserver.toml", "--listen",
                   address),
             start("-c", JOINING, address),
-            start("-c", JOINING, address),
+            start("-c", HANDING, address),
         ]  # fmt: skip
         server = started[1]
         this.servers.add(server.pid)

@@ -102,6 +102,7 @@ def test_serve_prints_a_line_for_each_address_and_health_finds_each(
         lines = [server.stdout.readline().rstrip() for _ in range(2)]
         said = r"augserver [\d.]+ listens at (\S+); streams: numbers, rows; 2 workers"
         addresses = [match[1] for line in lines if (match := re.fullmatch(said, line))]
+        wait_until(lambda: health.ask(addresses[0], 10)[1].workers_alive == 2, "both are ready")
         answers = [augserver("health", "--connect", each) for each in addresses]
         server.terminate()
     assert len(addresses) == 2
@@ -162,6 +163,27 @@ def test_a_server_without_any_of_its_workers_is_unhealthy(
     assert (health.complaint(status) is None) is healthy
 
 
+def test_a_server_whose_workers_are_still_to_come_is_asked_again_and_then_unhealthy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = [Status(("a",), 0, ready, 2, 0, 0) for ready in (0, 0, 1)]
+    monkeypatch.setattr(health, "ask", lambda *asked: (7, said.pop(0)))
+    assert health.complaint(said[0]) is not None
+    assert health.ask_settled("ipc:///s", 60.0)[1].workers_alive == 1
+    said = [Status(("a",), 0, 0, 2, 0, 0)]
+    _, status = health.ask_settled("ipc:///s", 0.1)
+    assert "none of 2 workers is ready yet" in (health.complaint(status) or "")
+
+
+def test_kernels_that_are_not_there_are_refused_in_one_line(config: Path, address: str) -> None:
+    answer = augserver(
+        "serve", "--config", str(config), "--listen", address, AUGSERVER_KERNELS="foo"
+    )
+    assert answer.returncode == 2
+    assert answer.stderr == "augserver: AUGSERVER_KERNELS: got 'foo'; wanted one of numba, scipy\n"
+    assert not answer.stdout
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -203,7 +225,7 @@ def test_an_address_beyond_this_machine_is_refused(address: str) -> None:
     answer = augserver("serve", "--listen", address)
     assert answer.returncode == 2
     assert address in answer.stderr
-    assert "wanted ipc://PATH or tcp://127.0.0.1:PORT" in answer.stderr
+    assert "there is no key and no allow_consumers. To do: `augserver keygen" in answer.stderr
 
 
 def test_flags_and_environment_win_over_the_file(config: Path, tmp_path: Path) -> None:

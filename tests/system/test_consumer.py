@@ -69,6 +69,19 @@ def test_a_function_that_draws_from_np_random_draws_anew_for_every_picture(count
     assert np.random.get_state()[1].tolist() == before  # type: ignore[index]
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_consumer_goes_through_so_many_epochs_in_order(count: int) -> None:
+    with Consumer(EQUAL[:40], batch_size=16, workers=count) as consumer:
+        keys = [(batch.epoch, batch.step) for batch in consumer.epochs(2, first=3)]
+        assert keys == [(3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (4, 2)]
+        assert list(consumer.epochs(0)) == []
+        for wrong in (-1, "3", 1.5):
+            with pytest.raises(ConfigError, match=f"epochs: got {wrong!r}; wanted a whole number"):
+                consumer.epochs(wrong)  # type: ignore[arg-type]
+        assert [array.name for array in consumer.arrays] == [consumer.structure["x"]]
+        assert consumer.writable is (count == 0)
+
+
 def test_seed_0_is_a_seed_and_none_is_drawn_once_and_reported() -> None:
     def first(seed: int | None) -> tuple[int, bytes]:
         with Consumer(

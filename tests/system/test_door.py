@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +13,16 @@ from typing import Any
 import pytest
 import zmq
 from besieged import Besieged, besieged
+from processes import wait_until
 
+from augproto.codec import MAX_ELEMENTS, decode, encode
 from augproto.messages import (
-    MAX_ELEMENTS,
+    MAX_FRAME_BYTES,
     MAX_LIST,
     VERSION,
     Announce,
     Close,
+    Enlist,
     Fault,
     Heartbeat,
     Hello,
@@ -30,8 +34,6 @@ from augproto.messages import (
     Status,
     Want,
     Welcome,
-    decode,
-    encode,
 )
 from augproto.segment import Holder
 from augproto.spec import MAX_EPOCH
@@ -158,7 +160,7 @@ BAD_FIELDS: dict[str, list[Any]] = {
     "dtype": ["complex64", "O", None, 1],
     "transforms": [1, [], {"unknown": 1}, {1: 1}, {"rotation_range": "x"},
                    {"rotation_range": float("nan")}, {"zoom_range": [1]}, {"zoom_range": [1, "x"]},
-                   {"brightness_range": [2, 1]}, {"fill_mode": []}, {"interpolation_order": 2},
+                   {"brightness_range": [1]}, {"fill_mode": []}, {"interpolation_order": 7},
                    {"width_shift_range": []}, {"width_shift_range": 1 << 30},
                    {"rescale": float("inf")}, {"function": "os:system"}, {"function": 1},
                    {"function": "handed:f"}, {"featurewise_mean": {"dtype": "O"}},
@@ -327,4 +329,36 @@ def test_hundreds_of_streams_one_after_another_leave_nothing(server: Besieged) -
         assert isinstance(status, Status)
     finally:
         visitor.close()
+    server.check()
+
+
+def test_a_worker_at_the_consumers_door_is_told_which_one_is_its_own(server: Besieged) -> None:
+    visitor = Visitor(server.ipc)
+    said = visitor.asks(Enlist(VERSION, "0" * 32, "host", 1, "machine", 0))
+    assert (said.kind, "workers dial one of the server's `listen_workers`" in said.message) == (
+        "NotAllowed", True,
+    )  # fmt: skip
+    visitor.close()
+
+
+#: What a DEALER without a key says first, by ZMTP 3.1 (RFC 37): its greeting and READY.
+_READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity" + bytes(4)
+ZMTP = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL" + bytes(48) + bytes([4, len(_READY)]) + _READY
+
+
+@pytest.mark.parametrize("size", [4 << 30, MAX_FRAME_BYTES + 1])
+def test_a_frame_that_is_too_long_ends_its_connection_and_is_in_the_log(
+    server: Besieged, size: int
+) -> None:
+    host, _, port = server.tcp.removeprefix("tcp://").rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as stranger:
+        stranger.sendall(ZMTP)
+        heard = b""
+        while b"READY" not in heard:
+            heard += stranger.recv(4096)
+        stranger.sendall(b"\x02" + struct.pack(">Q", size))
+        with contextlib.suppress(ConnectionResetError):
+            while stranger.recv(4096):
+                pass
+    wait_until(lambda: "for a frame that is too long" in server.log(), "the reason in the log", 30)
     server.check()

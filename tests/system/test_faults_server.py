@@ -29,6 +29,8 @@ from augproto.messages import (
 )
 from augproto.segment import Holder
 from augproto.session import Role, Session
+from augserver.config import Config
+from augserver.server import Server
 
 
 class Talker:
@@ -204,3 +206,6 @@ def test_a_killed_server_takes_all_its_processes_along(tmp_path: Path) -> None:
         below = descendants(server.process.pid)
         server.process.kill()
     wait_until(lambda: not any(map(alive, below)), "all its processes to end")
+    # What cannot end is its memory, the key at its door; the next server removes it.
+    with Server(Config(workers=0, listen=(f"ipc://{tmp_path}/next",))):
+        pass

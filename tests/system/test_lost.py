@@ -89,7 +89,7 @@ def test_a_private_server_that_is_stopped_is_lost_and_does_not_stop_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(local, "ANSWER_TIMEOUT", 1.0)
-    monkeypatch.setattr("augclient.link.SILENCE", 2.0)
+    monkeypatch.setattr("augclient.talk.SILENCE", 2.0)
     with Consumer(X, batch_size=4, workers=1) as consumer:
         server = local._server
         assert server is not None
@@ -110,18 +110,22 @@ def test_a_private_server_that_is_stopped_is_lost_and_does_not_stop_the_next(
 def test_a_standalone_server_that_stands_still_is_lost_within_the_deadline(
     address: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("augclient.link.SILENCE", 2.0)
-    with Consumer(stream="numbers", address=address) as consumer:
+    monkeypatch.setattr("augclient.talk.SILENCE", 3.0)  # so that it is greeted anew, in vain
+    with Consumer(stream="numbers", address=address, timeout=6) as consumer:
         said = _lost(consumer, _servers[address], number)
         assert address in said
         assert "has not answered for" in said
         assert "killed, stopped, or its machine is gone" in said
+        assert "did not come within 6 s (timeout=)" in said
+        assert not consumer.connected
+        with pytest.raises(ServerLost, match="has not answered for"):  # and again, for its next one
+            consumer.get(5, 0, timeout=0.5)
 
 
 def test_a_standalone_server_that_is_ended_says_so(address: str) -> None:
-    with Consumer(stream="numbers", address=address) as consumer:
+    with Consumer(stream="numbers", address=address, timeout=4) as consumer:
         said = _lost(consumer, _servers[address], signal.SIGTERM)
-        assert said == f"the server at {address} has ended: SIGTERM was received"
+        assert said.startswith(f"the server at {address} has ended: SIGTERM was received. None has")
 
 
 def test_what_came_before_a_server_s_end_is_still_handed_out(address: str) -> None:
@@ -131,12 +135,12 @@ def test_what_came_before_a_server_s_end_is_still_handed_out(address: str) -> No
         assert isinstance(link, Link)
         wait_until(lambda: len(link._demand.ready) >= 6 if link._demand else False, "a full ring")
         os.kill(_servers[address], signal.SIGTERM)
-        wait_until(lambda: link._error is not None, "the server's goodbye")
+        wait_until(lambda: not consumer.connected, "the server's goodbye")
         got = [consumer.get(0, step) for step in range(1, 6)]
         assert [batch.step for batch in got] == [1, 2, 3, 4, 5]
         assert len({float(np.asarray(b.x)[0, 0]) for b in (first, *got)}) == 6
         with pytest.raises(ServerLost, match="has ended: SIGTERM was received"):
-            consumer.get(5, 0)
+            consumer.get(5, 0, timeout=0.5)
 
 
 def test_an_absent_server_is_a_time_out_that_says_what_to_do(tmp_path: Path) -> None:

@@ -220,6 +220,7 @@ max_pixels = 1000
 data = "pets"
 target_size = [8, 8]
 batch_size = 4
+seed = 3
 bad_samples = "skip"
 
 [streams.pets.pictures]
@@ -295,13 +296,6 @@ def test_no_way_leads_out_of_the_roots(server: str, pets: Path, tmp_path: Path, 
 def test_a_consumer_may_not_raise_the_servers_bound_of_pixels(server: str, pets: Path) -> None:
     with pytest.raises(NotAllowed, match=r"max_pixels: got 1001; this server allows at most 1000"):
         Consumer(data=pets, address=server, target_size=(8, 8), pictures={"max_pixels": 1001})
-
-
-def test_files_of_a_program_cannot_be_handed_to_somebody_elses_server(
-    server: str, pets: Path
-) -> None:
-    with pytest.raises(ConfigError, match="cannot be handed to the server at"):
-        Consumer(files=[pets / "cat" / "00.png"], address=server, target_size=(8, 8))
 
 
 # -- while files change --------------------------------------------------------------------------

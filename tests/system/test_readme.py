@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
@@ -13,7 +14,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from processes import python, serving
+from processes import python, serving, wait_until
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -31,6 +32,14 @@ def commands() -> list[str]:
 SERVE = "augserver serve --config examples/augserver.toml --listen ipc:///tmp/augserver.sock"
 HEALTH = "augserver health --connect ipc:///tmp/augserver.sock"
 STATUS = "augserver status --connect ipc:///tmp/augserver.sock"
+KEYGENS = [f"augserver keygen {name}" for name in ("server", "trainer", "worker")]
+SERVE_ALL = (
+    "augserver serve --config examples/augserver.toml --listen tcp://*:5555 "
+    "--listen-workers tcp://*:5556 --key server.key --allow-consumers trainer.pub "
+    "--allow-workers worker.pub"
+)
+WORKER = "augserver worker --connect tcp://server:5556 --key worker.key --server-key server.pub"
+CHECK = "augserver check-config examples/augserver.toml"
 
 
 def test_every_command_is_one_that_a_test_runs() -> None:
@@ -42,6 +51,12 @@ def test_every_command_is_one_that_a_test_runs() -> None:
         SERVE,  # below
         HEALTH,  # below
         STATUS,  # below
+        *KEYGENS,  # below
+        SERVE_ALL,  # below
+        WORKER,  # below
+        CHECK,  # below
+        "docker compose --profile workers up --scale worker=3",  # tests/system/test_compose.py
+        "augserver bench --quick",  # tests/system/test_bench.py
     ]
 
 
@@ -90,8 +105,44 @@ def test_the_standalone_server_and_its_health_check(tmp_path: Path) -> None:
             )
             assert done.returncode == 0, done.stderr
             assert done.stdout.startswith(answer)
-        client = blocks("python")[2].replace("ipc:///tmp/augserver.sock", address)
+        client = blocks("python")[3].replace("ipc:///tmp/augserver.sock", address)
         _run("from augclient import AugSequence\n" + client + "print(len(train))")
+
+
+def test_the_lines_about_the_network_serve_a_consumer_with_a_worker_and_keys(
+    tmp_path: Path,
+) -> None:
+    # As written, but on ports of this test's own, and on this machine.
+    ports = {5555: _free_port(), 5556: _free_port()}
+
+    def here(text: str) -> str:
+        for port, own in ports.items():
+            text = text.replace(f"//*:{port}", f"//0.0.0.0:{own}")
+            text = text.replace(f"//server:{port}", f"//127.0.0.1:{own}")
+        return text.replace("examples/", f"{ROOT}/examples/")
+
+    def run(command: str) -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", *here(command).split()]
+        with (tmp_path / "log").open("a") as log:
+            return subprocess.Popen(words, cwd=tmp_path, stdout=log, stderr=log, text=True)
+
+    for command in (*KEYGENS, CHECK):
+        assert run(command).wait(60) == 0, (tmp_path / "log").read_text()
+    running = [run(SERVE_ALL), run(WORKER)]
+    try:
+        wait_until(lambda: "enlisted with" in (tmp_path / "log").read_text(), "a worker")
+        program = f"import os\nos.chdir({str(tmp_path)!r})\nfrom augclient import AugSequence\n"
+        _run(program + here(blocks("python")[4]) + "assert len(list(train.consumer.epoch(0)))")
+    finally:
+        for started in running[::-1]:
+            started.terminate()
+            assert started.wait(30) == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def test_the_ten_lines_train() -> None:
@@ -133,10 +184,54 @@ def test_the_lines_about_files_train(tmp_path: Path) -> None:
     _run(textwrap.dedent(drawn) + blocks("python")[1] + textwrap.dedent(trained))
 
 
-def _run(program: str) -> None:
-    backend = next((b for b in ("jax", "tensorflow") if importlib.util.find_spec(b)), None)
+def test_the_lines_of_an_old_program_give_kerass_pictures(tmp_path: Path) -> None:
+    drawn = f"""
+        import os, numpy as np, PIL.Image
+        os.chdir({str(tmp_path)!r})
+        rng = np.random.default_rng(3)
+        for i in range(40):
+            name = f"pets/train/{{'cat' if i % 2 else 'dog'}}/{{i}}.png"
+            os.makedirs(os.path.dirname(name), exist_ok=True)
+            PIL.Image.fromarray(rng.integers(0, 256, (30, 20, 3), np.uint8)).save(name)
+    """
+    compared = """
+        from keras.src.legacy.preprocessing import image
+        own = image.ImageDataGenerator(rotation_range=20, horizontal_flip=True, rescale=1 / 255)
+        old = own.flow_from_directory("pets/train", target_size=(224, 224), batch_size=32, seed=1)
+        for _ in range(3):
+            for mine, kerass in zip(next(flow), next(old), strict=True):
+                assert (mine == kerass).all()
+    """
+    _run(textwrap.dedent(drawn) + blocks("python")[2] + textwrap.dedent(compared))
+
+
+def test_the_lines_for_other_loops_give_batches() -> None:
+    drawn = """
+        import keras, numpy as np
+        from augclient import AugSequence
+        x, y = np.zeros((256, 8, 8, 3), np.uint8), np.zeros((256, 1), np.uint8)
+        augment = dict(rotation_range=15, rescale=1 / 255)
+        train = AugSequence(x, y, batch_size=64, transforms=augment)
+        model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        steps = []
+        step = lambda x, y: steps.append(x.shape)
+    """
+    lines = blocks("python")[5]
+    ends = "assert len(steps) == 40, steps\n"
+    if importlib.util.find_spec("torch"):
+        drawn += "    import torch\n"
+        ends += "assert len([x.shape for x, y in loader]) == 4\n"
+    else:
+        lines = "".join(line for line in lines.splitlines(True) if "torch" not in line.lower())
+    _run(textwrap.dedent(drawn) + lines + ends, "tensorflow")
+
+
+def _run(program: str, *backends: str) -> None:
+    wanted = backends or ("jax", "tensorflow")
+    backend = next((b for b in wanted if importlib.util.find_spec(b)), None)
     if backend is None:
-        pytest.skip("neither JAX nor TensorFlow is installed")
+        pytest.skip(f"none of {', '.join(wanted)} is installed")
     done = python(program, KERAS_BACKEND=backend, TF_CPP_MIN_LOG_LEVEL="3")
     assert done.returncode == 0, done.stderr
 
