@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 
 from augproto.errors import ConfigError
 
 #: Bytes of a path in a socket's address.
 _MAX_PATH = 107
+_HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\[\]:/\s]+):([0-9]{1,5})")
 
 
 def _is_loopback(address: str) -> bool:
@@ -38,6 +40,12 @@ def is_address(address: str) -> bool:
         return address[len("ipc://") :][:1] not in ("", "*", "@")
     host, _, port = address.removeprefix("tcp://").rpartition(":")
     return address.startswith("tcp://") and bool(host) and (port == "*" or port.isdecimal())
+
+
+def is_host_and_port(text: str) -> bool:
+    """Whether this is HOST:PORT, as HTTP servers listen at."""
+    found = _HOST_AND_PORT.fullmatch(text)
+    return found is not None and int(found[2]) < 1 << 16
 
 
 def check(key: str, address: str) -> None:

@@ -154,6 +154,8 @@ def serve(
             server.stop(told[0])
         for address in server.addresses:
             typer.echo(_banner(address, settings))
+        if server.figures is not None:
+            typer.echo(f"figures for Prometheus at {server.figures.url}")
         _warn_of_streams(settings)
         signals.serve_until_signalled(server)
 

@@ -58,6 +58,8 @@ class Config:
         allow_workers: Paths of workers' public keys, likewise; they open no consumers' door.
         insecure: Let anybody in who reaches an address, and send everything in the clear.
         encrypt_loopback: Ask for keys at tcp:// addresses of the loopback interface as well.
+        metrics: HOST:PORT where Prometheus may fetch the server's figures by HTTP, "" for nowhere.
+            Whoever reaches it may read them.
         workers: Local worker processes; 0 makes the batches in the server itself.
         datasets: Fields of specs by name, for streams to start from (`augserver.datasets.named`).
         streams: Specs by name.
@@ -94,6 +96,7 @@ class Config:
     allow_workers: tuple[str, ...] = ()
     insecure: bool = False
     encrypt_loopback: bool = False
+    metrics: str = ""
     workers: int = field(default_factory=cores)
     datasets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     streams: Mapping[str, Spec] = field(default_factory=dict)
@@ -130,6 +133,13 @@ class Config:
                 addresses.check(key, address)
                 if self.asks_for_keys(address):
                     addresses.check_keys(key, address, self.key, allow, getattr(self, allow))
+        if self.metrics != "" and not (
+            isinstance(self.metrics, str) and addresses.is_host_and_port(self.metrics)
+        ):
+            raise ConfigError(
+                f"server.metrics: got {self.metrics!r:.80}; wanted HOST:PORT, as in "
+                "127.0.0.1:9464, or 0.0.0.0:9464 for all interfaces"
+            )
         _check_whole("server.workers", self.workers, 0, 1024)
         _check_number("server.lease", self.lease, 0.1, 86400)
         _check_number("server.worker_deadline", self.worker_deadline, 0.1, 86400)

@@ -139,6 +139,17 @@ class Dispatcher:
         return len(self._workers.get(worker, ()))
 
     @property
+    def backlog(self) -> int:
+        """Batches that are wanted, have a slot, and are not finished: what workers are behind with.
+
+        What is wanted beyond the free slots waits for its consumer, whom more workers do not help.
+        """
+        return sum(
+            s.span * (len(s.writing) + min(s.slots.free, len(s.wishes.wanted)))
+            for s in self._streams.values()
+        )
+
+    @property
     def at_work(self) -> bool:
         """Whether anything that was assigned is still to come."""
         return any(s.writing for s in self._streams.values())

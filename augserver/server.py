@@ -14,6 +14,7 @@ import socket
 import time
 from multiprocessing.connection import Connection
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import zmq
 
@@ -42,6 +43,9 @@ from augserver.lifeline import Lifeline
 from augserver.losses import Loss
 from augserver.remotes import Remotes
 
+if TYPE_CHECKING:
+    from augserver.observe.metrics import Figures
+
 #: How often (seconds) the dead, the silent and the stuck are looked for.
 TICK = 0.25
 #: Seconds for assigned work to be finished when the server is asked to end.
@@ -59,6 +63,7 @@ class Server:
 
     Attributes:
         addresses: Where it listens.
+        figures: What Prometheus may fetch, if anything.
 
     Raises:
         ConfigError: An address is taken or cannot be bound.
@@ -111,6 +116,11 @@ class Server:
             started.callback(
                 lambda: self._consumers.close(self._stopping or "the server has failed")
             )
+            self.figures: Figures | None = None
+            if self.config.metrics:
+                from augserver.observe.metrics import Figures
+
+                self.figures = started.enter_context(Figures(self.config.metrics))
             self._lifeline: Lifeline | None = None
             if lifeline is not None:
                 self._lifeline = Lifeline(lifeline, self._consumers.datasets, self._crew)
@@ -186,6 +196,8 @@ class Server:
                 self._crew.witness(worker, evidence, now)
             self._crew.look(now, self.config.worker_deadline)
             self._remotes.look(now)
+            if self.figures is not None:
+                self.figures.show(self._consumers.status(), self._dispatcher.backlog)
         self._bury(now)
         if self._stopping is not None:
             return  # drains: nothing new is begun

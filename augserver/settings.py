@@ -28,6 +28,7 @@ VARIABLES = {
     "allow_consumers": "AUGSERVER_ALLOW_CONSUMERS",
     "allow_workers": "AUGSERVER_ALLOW_WORKERS",
     "insecure": "AUGSERVER_INSECURE",
+    "metrics": "AUGSERVER_METRICS",
     "workers": "AUGSERVER_WORKERS",
     "roots": "AUGSERVER_ROOTS",
     "max_consumers": "AUGSERVER_MAX_CONSUMERS",
@@ -115,7 +116,7 @@ def _absolute(said: object) -> object:
 def _value(key: str, variable: str, text: str) -> object:
     if key in _TEXTS:
         return tuple(text.split())
-    if key == "key":
+    if key in ("key", "metrics"):
         return text.strip()
     if key == "insecure":
         if text.strip().lower() not in _SWITCHES:

@@ -1,0 +1,1 @@
+"""What a server lets others see of itself."""
