@@ -150,6 +150,12 @@ class Dispatcher:
         )
 
     @property
+    def busy(self) -> tuple[int, int]:
+        """How many workers hold something: local ones, remote ones."""
+        remote = sum(1 for worker in self._afar if self._workers[worker])
+        return sum(map(bool, self._workers.values())) - remote, remote
+
+    @property
     def at_work(self) -> bool:
         """Whether anything that was assigned is still to come."""
         return any(s.writing for s in self._streams.values())

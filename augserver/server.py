@@ -172,7 +172,7 @@ class Server:
         """One wait, and everything that came of it."""
         due = TICK - (time.monotonic() - self._ticked)
         wait = 0.0 if self._crew.busy else max(0.0, due)
-        ready = dict(self._poller.poll(int(wait * 1000)))
+        ready = self._wait(wait)
         if self._wake_r.fileno() in ready:
             with contextlib.suppress(BlockingIOError):
                 self._wake_r.recv(4096)
@@ -209,6 +209,15 @@ class Server:
                 continue
             told = Assign(assignment.stream, assignment.places, assignment.scripts)
             self._crew.assign(assignment.worker, told, now)
+
+    def _wait(self, seconds: float) -> dict[object, int]:
+        """What is ready, after no more than that time; meanwhile workers are what they were."""
+        if self.figures is None:
+            return dict(self._poller.poll(int(seconds * 1000)))
+        begun = time.monotonic()
+        ready = dict(self._poller.poll(int(seconds * 1000)))
+        self.figures.waited(time.monotonic() - begun, *self._dispatcher.busy)
+        return ready
 
     def _take_lifeline(self, lifeline: Lifeline) -> None:
         try:

@@ -36,6 +36,7 @@ class Figures(Collector):
 
     def __init__(self, address: str) -> None:
         self._shown: tuple[Status, int] | None = None
+        self._busy_seconds = {"local": 0.0, "remote": 0.0}
         registry = CollectorRegistry()
         registry.register(self)
         host, _, port = address.rpartition(":")
@@ -67,6 +68,15 @@ class Figures(Collector):
         """
         self._shown = (status, backlog)
 
+    def waited(self, seconds: float, local: int, remote: int) -> None:
+        """So many workers were busy for so long; by the loop, of each of its waits.
+
+        Nothing but a turn of the loop changes what workers hold, so this adds up to all but the
+        turns themselves.
+        """
+        self._busy_seconds["local"] += local * seconds
+        self._busy_seconds["remote"] += remote * seconds
+
     def close(self) -> None:
         """Answer nobody any more."""
         self._server.shutdown()
@@ -96,6 +106,14 @@ class Figures(Collector):
         workers.add_metric(("local",), status.workers_alive)
         workers.add_metric(("remote",), sum(row.state == "ready" for row in status.remote))
         yield workers
+        busy = CounterMetricFamily(
+            "augserver_worker_busy_seconds",
+            "Seconds that workers held something to make; its rate is how many are busy.",
+            labels=("where",),
+        )
+        for where, seconds in self._busy_seconds.items():
+            busy.add_metric((where,), seconds)
+        yield busy
         yield GaugeMetricFamily(
             "augserver_workers_wanted", "Local workers asked for.", value=status.workers_wanted
         )

@@ -38,6 +38,8 @@ def fetched(url: str) -> dict[str, float]:
 def test_every_figure_of_a_status_has_a_name() -> None:
     with Figures("127.0.0.1:0") as figures:
         figures.show(STATUS, 11)
+        figures.waited(0.5, 2, 1)
+        figures.waited(0.25, 0, 3)
         assert fetched(figures.url) == {
             "augserver_backlog_batches": 11,
             "augserver_batches_total": 17,
@@ -45,6 +47,8 @@ def test_every_figure_of_a_status_has_a_name() -> None:
             "augserver_consumers{memory=frames}": 1,
             "augserver_workers{where=local}": 2,
             "augserver_workers{where=remote}": 1,
+            "augserver_worker_busy_seconds_total{where=local}": 1.0,
+            "augserver_worker_busy_seconds_total{where=remote}": 1.25,
             "augserver_workers_wanted": 4,
             "augserver_worker_ends_total": 5,
             "augserver_bad_samples_total": 6,
@@ -105,3 +109,22 @@ def test_a_span_counts_as_the_batches_that_lie_in_it() -> None:
     dispatcher.open(1, slots=4, steps=100, span=8)
     dispatcher.want(1, [Run(0, 0, 3)], 0)
     assert dispatcher.backlog == 24
+
+
+def test_workers_are_busy_while_they_hold_something() -> None:
+    dispatcher = Dispatcher()
+    dispatcher.open(1, slots=8, steps=100)
+    dispatcher.join(1)
+    dispatcher.join(2)
+    dispatcher.join(70_000, remote=True)
+    dispatcher.admit(70_000, 1)
+    assert dispatcher.busy == (0, 0)
+    dispatcher.want(1, [Run(0, 0, 1)], 0)
+    (assignment,) = dispatcher.assign()
+    assert sum(dispatcher.busy) == 1
+    made = [Entry(*place, 8) for place in assignment.places]
+    dispatcher.done(assignment.worker, 1, made, 1.0)
+    assert dispatcher.busy == (0, 0)
+    dispatcher.want(1, [Run(0, 1, 7)], 1)
+    dispatcher.assign()
+    assert dispatcher.busy == (2, 1)
