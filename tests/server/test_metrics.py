@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import re
 import urllib.request
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -128,3 +130,12 @@ def test_workers_are_busy_while_they_hold_something() -> None:
     dispatcher.want(1, [Run(0, 1, 7)], 1)
     dispatcher.assign()
     assert dispatcher.busy == (2, 1)
+
+
+def test_every_figure_has_its_row_on_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "kubernetes.md").read_text()
+    rows = re.findall(r"^\| (`augserver_.+?) \|", page, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(augserver_\w+)", row)}
+    with Figures("127.0.0.1:0") as figures:
+        figures.show(STATUS, 0)
+        assert named == {name.partition("{")[0] for name in fetched(figures.url)}
