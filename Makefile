@@ -5,14 +5,15 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# TORCH=1 adds PyTorch to the tests (the pinned CPU build); without it its tests skip.
+# TORCH=1 adds PyTorch to the tests (the pinned CPU build), RAY=1 Ray; without them theirs skip.
 TORCH  ?=
+RAY    ?=
 
 .PHONY: help demo test check lint types contracts quick fuzz containers residue bench clean
 
 help:
 	@echo "make demo    train a small Keras model on augmented batches (about two minutes)"
-	@echo "make test    all tests; TORCH=1 with PyTorch as well"
+	@echo "make test    all tests; TORCH=1 RAY=1 with PyTorch and Ray as well"
 	@echo "make check   lint, types, import contracts, quick tests"
 	@echo "make residue 200 rounds of kill -9 against everything, and a look at what is left"
 	@echo "make fuzz    hostile peers on every socket, FRAMES=100000 on each (a quarter of an hour)"
@@ -41,10 +42,14 @@ $(VENV)/.torch: pyproject.toml | $(VENV)/.test
 	$(PIP) install -e '.[torch]'
 	@touch $@
 
+$(VENV)/.ray: pyproject.toml | $(VENV)/.test
+	$(PIP) install -e '.[ray]'
+	@touch $@
+
 demo: $(VENV)/.demo
 	$(BIN)/augserver demo
 
-test: $(VENV)/.test $(if $(TORCH),$(VENV)/.torch)
+test: $(VENV)/.test $(if $(TORCH),$(VENV)/.torch) $(if $(RAY),$(VENV)/.ray)
 	$(BIN)/pytest
 
 check: lint types contracts quick

@@ -54,11 +54,16 @@ class Agent:
     Args:
         orders: What they are to do.
         workers: How many.
+        origin: Who has placed them here, in words for `augserver status`.
+
+    Attributes:
+        pulse: How it was a moment ago.
     """
 
-    def __init__(self, orders: Orders, workers: int) -> None:
+    def __init__(self, orders: Orders, workers: int, origin: str = "") -> None:
         self._orders = orders
         self._workers = workers
+        self._origin = origin
         self._names: dict[int, str] = {}
         self._enlisted: dict[int, float] = {}
         self._dismissed: dict[int, str] = {}
@@ -68,6 +73,8 @@ class Agent:
         self._fault: AugError | None = None
         self._despaired = ""
         self._looked = 0.0
+        self._trouble = ""
+        self.pulse: Pulse | None = None
         runtime.sweep()
         with contextlib.ExitStack() as started:
             folder = runtime.RuntimeFolder()
@@ -140,9 +147,11 @@ class Agent:
             self._crew.look(now, STUCK_SECONDS)
             self._reap_strangers()
             enlisted = sum(now - at < FRESH_SECONDS for at in self._enlisted.values())
-            Pulse(
-                os.getpid(), self._orders.address, self._workers, len(self._names), enlisted, now
-            ).write(self._folder)
+            alive, trouble = len(self._names), self._trouble or self._despaired
+            self.pulse = Pulse(
+                os.getpid(), self._orders.address, self._workers, alive, enlisted, trouble, now
+            )
+            self.pulse.write(self._folder)
         for dead in self._crew.reap(now):
             self._mourn(dead, now)
 
@@ -151,13 +160,15 @@ class Agent:
         match message:
             case Ready():
                 loss = self._losses.pop(0) if self._losses else _Loss("", "", "")
-                named = papers(loss.name, loss.cause, loss.traceback)
+                named = papers(loss.name, loss.cause, loss.traceback, self._origin)
                 self._names[number] = named.worker
                 self._crew.tell(number, named)
             case Enlisted():
                 self._enlisted[number] = now
+                self._trouble = ""
             case Bye():
                 self._enlisted.pop(number, None)
+                self._trouble = message.reason
             case Dismiss():
                 self._dismissed[number] = message.reason
             case Fault():

@@ -377,6 +377,106 @@ def worker(
 
 
 @app.command()
+def ray_workers(
+    address: Annotated[
+        str,
+        typer.Option(envvar="RAY_ADDRESS", metavar="HOST:PORT", help="Ray's head node."),
+    ],
+    server: Annotated[
+        str,
+        typer.Option(
+            envvar="AUGSERVER_WORKERS_ADDRESS",
+            metavar="ADDRESS",
+            help="tcp://HOST:PORT, where the server listens for workers, as the nodes see it.",
+        ),
+    ] = "",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="How many from now on; 0 ends them.",
+            show_default="as many as there are; only say how they are",
+        ),
+    ] = None,
+    num_cpus: Annotated[
+        float, typer.Option(min=0.0, help="Cores that Ray sets aside for each.")
+    ] = 1.0,
+    resources: Annotated[
+        str,
+        typer.Option(metavar="JSON", help="""Others of Ray's for each, as '{"cpu_node": 1}'."""),
+    ] = "{}",
+    fleet: Annotated[
+        str, typer.Option(metavar="NAME", help="Tells those of several servers apart.")
+    ] = "augserver",
+    key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="AUGSERVER_CLIENT_KEY",
+            metavar="FILE",
+            help="The workers' secret key, a path on the nodes.",
+        ),
+    ] = None,
+    server_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="AUGSERVER_SERVER_KEY",
+            metavar="FILE",
+            help="The server's public key, likewise.",
+        ),
+    ] = None,
+    allow_transforms: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="AUGSERVER_ALLOW_TRANSFORMS",
+            metavar="MODULE:NAME",
+            help="A function of yours that streams may name; repeat it for several.",
+            show_default="none",
+        ),
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(min=0.0, help="Seconds for them to be enlisted with the server.")
+    ] = 60.0,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="The cluster lets in everybody who reaches it.")
+    ] = False,
+) -> None:
+    """Have a Ray cluster run workers, restart them, and run more or fewer of them.
+
+    They stay when this command has ended; the same command with another number makes more or fewer
+    of them, and one that says anything else replaces them. To be run on a node of the cluster,
+    whose token is RAY_AUTH_TOKEN or in RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token.
+    Exit code 0 if as many as wanted are enlisted, 1 if not (yet).
+    """
+    from augserver import addresses
+    from augserver.placement import ray_workers
+    from augserver.placement.fleet import Fleet, resources_of
+
+    if workers and not addresses.is_address(server):
+        raise ConfigError(
+            f"server: got {server!r:.200}; wanted tcp://HOST:PORT, where the server listens for "
+            "workers (listen_workers), as the nodes see it"
+        )
+    wanted = Fleet(
+        name=fleet,
+        workers=workers,
+        server=server,
+        num_cpus=num_cpus,
+        resources=resources_of(resources),
+        key=key,
+        server_key=server_key,
+        allow_transforms=tuple(allow_transforms or ()),
+        version=_version(),
+    )
+    placed = ray_workers.place(wanted, address, wait=wait, token=not no_token)
+    for each in placed:
+        typer.echo(str(each))
+    enlisted = sum(each.state == "enlisted" for each in placed)
+    typer.echo(f"{fleet}: {enlisted} of {len(placed)} workers enlisted")
+    if enlisted != (len(placed) if workers is None else workers):
+        raise typer.Exit(1)
+
+
+@app.command()
 def worker_health() -> None:
     """Whether `augserver worker` works here: exit code 0 if so, 1 and the reason if not.
 

@@ -62,16 +62,18 @@ def serve(
         _work(line, allow_transforms, should_stop)
 
 
-def papers(heir: str = "", cause: str = "", traceback: str = "") -> Enlist:
+def papers(heir: str = "", cause: str = "", traceback: str = "", origin: str = "") -> Enlist:
     """Who a worker is, for as long as its process lives; the process itself says on what machine.
 
     Args:
         heir: The name of the dead worker whose place it takes.
         cause, traceback: Of what that one has died.
+        origin: Who has placed it here, in words.
     """
     cause, traceback = sendable(cause)[:MAX_TEXT], sendable(traceback)[-MAX_TEXT // 4 :]
     pid, host = os.getpid(), sendable(socket.gethostname())
-    return Enlist(VERSION, uuid.uuid4().hex, host, pid, "", 0, heir, cause, traceback)
+    name, origin = uuid.uuid4().hex, sendable(origin)[:MAX_TEXT]
+    return Enlist(VERSION, name, host, pid, "", 0, heir, cause, traceback, origin)
 
 
 def _work(line: Line, allow: Collection[str], should_stop: Callable[[], bool]) -> None:

@@ -67,17 +67,11 @@ def ask(address: str, timeout: float, keys: Keys | None = None) -> tuple[int, St
                 dealer.send(session.send(message, time.monotonic()), zmq.NOBLOCK)
 
             say(Hello(VERSION, "augserver health", os.getpid()))
-            try:
-                welcome = _hear(dealer, session, deadline, address)
-            except ConnectTimeout as error:
-                refused = refusal.reason()
-                if refused is None:
-                    raise
-                raise NotAllowed(f"the server at {address} refuses: {refused}") from error
+            welcome = _hear(dealer, session, deadline, address, refusal)
             if not isinstance(welcome, Welcome):
                 raise RemoteProtocolError(f"got {welcome!r:.120}; wanted Welcome")
             say(AskStatus())
-            status = _hear(dealer, session, deadline, address)
+            status = _hear(dealer, session, deadline, address, refusal)
             if not isinstance(status, Status):
                 raise RemoteProtocolError(f"got {status!r:.120}; wanted Status")
             say(Close())
@@ -103,13 +97,24 @@ def _starts(status: Status) -> bool:
     return bool(status.workers_wanted and not status.workers_alive and not status.restarts)
 
 
-def _hear(dealer: Any, session: Session, deadline: float, address: str) -> Message:
-    left = deadline - time.monotonic()
-    if left <= 0 or not dealer.poll(int(left * 1000) + 1):
-        raise ConnectTimeout(
-            f"no augserver answers at {address}: not running, stopped, or the address is not the "
-            "one it prints"
-        )
+def _hear(
+    dealer: Any, session: Session, deadline: float, address: str, refusal: Refusal
+) -> Message:
+    poller = zmq.Poller()
+    poller.register(dealer, zmq.POLLIN)
+    poller.register(refusal.socket, zmq.POLLIN)
+    ready: dict[Any, int] = {}
+    while dealer not in ready:
+        left = deadline - time.monotonic()
+        ready = dict(poller.poll(max(0, int(left * 1000) + 1)))
+        refused = refusal.reason() if refusal.socket in ready else None
+        if refused is not None:
+            raise NotAllowed(f"the server at {address} refuses: {refused}")
+        if left <= 0:
+            raise ConnectTimeout(
+                f"no augserver answers at {address}: not running, stopped, or the address is not "
+                "the one it prints"
+            )
     message = session.receive(dealer.recv_multipart(zmq.NOBLOCK)[-1], time.monotonic())
     if isinstance(message, Fault):
         raise error_of(message)
@@ -161,7 +166,8 @@ def describe(pid: int, status: Status) -> str:
 def remote_workers(status: Status) -> list[str]:
     """The workers that have dialled in, a line for each."""
     return [
-        f"remote worker {row.number} on {row.host} (pid {row.pid}): {row.state}; "
+        f"remote worker {row.number} on {row.host} (pid {row.pid}"
+        f"{', ' if row.origin else ''}{row.origin}): {row.state}; "
         f"{row.batches} batches made" + (f"; {row.remark}" if row.remark else "")
         for row in status.remote
     ]

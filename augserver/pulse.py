@@ -32,6 +32,7 @@ class Pulse:
         address: That its workers dial.
         wanted, alive, enlisted: Its workers: how many there should be, have come up, and are
             enlisted with a server.
+        trouble: Why one of them has none, in words, if the server or the line has told.
         at: When, by the machine's monotonic clock.
     """
 
@@ -40,6 +41,7 @@ class Pulse:
     wanted: int
     alive: int
     enlisted: int
+    trouble: str
     at: float
 
     def write(self, folder: Path) -> None:
@@ -59,7 +61,7 @@ class Pulse:
         if not self.enlisted:
             return (
                 f"none of its {self.wanted} workers ({self.alive} alive) is enlisted with the "
-                f"server at {self.address}: the log says more"
+                f"server at {self.address}: {self.trouble or 'the log says more'}"
             )
         return None
 

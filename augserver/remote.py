@@ -85,7 +85,7 @@ class Remote:
         name: Its own.
         number: The dispatcher's.
         identity: Of its connection.
-        host, pid, machine: As it says.
+        host, pid, machine, origin: As it says.
         heard: When it was heard last.
         begun: Samples that it has begun, as it says.
         moved: When it was seen to get on with something.
@@ -102,6 +102,7 @@ class Remote:
     host: str = ""
     pid: int = 0
     machine: str = ""
+    origin: str = ""
     presence: Presence = Presence.LEFT
     heard: float = 0.0
     begun: int = 0

@@ -192,6 +192,7 @@ class Remotes:
         remote.identity, remote.presence = identity, Presence.PRESENT
         remote.host, remote.pid = _shown(said.host)[:200], said.pid
         remote.machine, remote.begun = _shown(said.machine), said.begun
+        remote.origin = _shown(said.origin)[:200]
         remote.heard = remote.moved = now
         remote.forget()
         self._dispatcher.join(remote.number, remote=True)
@@ -342,7 +343,11 @@ class Remotes:
             else:
                 continue
             number = remote.number - FIRST_REMOTE
-            rows.append(Working(number, remote.host, remote.pid, state, remote.batches, remark))
+            rows.append(
+                Working(
+                    number, remote.host, remote.pid, state, remote.batches, remark, remote.origin
+                )
+            )
         return tuple(rows)
 
     def close(self, reason: str) -> None:

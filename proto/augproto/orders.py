@@ -106,7 +106,8 @@ class Enlist:
     `worker` is its own name while its process lives (32 hexadecimal digits), by whatever connection
     it comes. `machine` is what its bytes could depend on: processor and versions of libraries.
     `begun` grows with every sample that it begins. It may be `heir` of a worker that has died, and
-    then knows of what: `cause`, and perhaps a `traceback`.
+    then knows of what: `cause`, and perhaps a `traceback`. `origin` says who has placed it there,
+    if anybody, in words for people.
     """
 
     version: tuple[int, ...]
@@ -118,6 +119,7 @@ class Enlist:
     heir: str = ""
     cause: str = ""
     traceback: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

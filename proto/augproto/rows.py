@@ -105,8 +105,8 @@ class Load(NamedTuple):
 
 
 class Working(NamedTuple):
-    """A worker: its number, host and process; "ready", "starting", "refused" or "silent"; and what
-    it has made."""
+    """A worker: its number, host and process; "ready", "starting", "refused" or "silent"; what it
+    has made; and who has placed it there, if anybody."""
 
     number: int
     host: str
@@ -114,6 +114,7 @@ class Working(NamedTuple):
     state: str
     batches: int
     remark: str
+    origin: str
 
 
 class Folder(NamedTuple):

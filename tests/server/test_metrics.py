@@ -20,7 +20,8 @@ STATUS = Status(
     streams=("pets",), consumers=3, workers_alive=2, workers_wanted=4, batches=17, restarts=5,
     bad_samples=6, cached_samples=7, cache_places=8, cache_bytes=9, by_frames=1,
     remote=(
-        Working(65537, "far", 12, "ready", 4, ""), Working(65538, "farther", 13, "starting", 0, ""),
+        Working(65537, "far", 12, "ready", 4, "", "a cluster"),
+        Working(65538, "farther", 13, "starting", 0, "", ""),
     ),
 )  # fmt: skip
 

@@ -230,7 +230,7 @@ def test_a_health_check_that_is_refused_says_why(
 ) -> None:
     keys = fortress.keys(who) if who else None
     with pytest.raises(NotAllowed, match=words):
-        health.ask(f"tcp://127.0.0.1:{fortress.port}", 1.0, keys)
+        health.ask(f"tcp://127.0.0.1:{fortress.port}", 30.0, keys)
 
 
 @pytest.mark.parametrize(
