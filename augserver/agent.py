@@ -219,7 +219,7 @@ class Agent:
 
 
 def run(orders: Orders, workers: int) -> None:
-    """The command: until SIGTERM or SIGINT.
+    """The command: until SIGTERM, SIGINT, or the end of its terminal.
 
     Raises:
         AugError: See `Agent.run`.
@@ -234,7 +234,10 @@ def run(orders: Orders, workers: int) -> None:
 
     # As the first process of a container one without handlers would ignore both; and before there
     # is an agent, the end must not leave half of one behind.
-    before = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+    polite = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup says
+        polite.append(signal.SIGHUP)  # the end of a terminal, as of `ssh -t`
+    before = {s: signal.signal(s, on_signal) for s in polite}
     try:
         with Agent(orders, workers) as agent:
             if told:

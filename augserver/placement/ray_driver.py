@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
 from augserver.placement.fleet import Fleet, Placed
 from augserver.placement.ray_actor import RayWorker, placed_of
@@ -92,13 +92,13 @@ def _heard(number: int, answer: Any) -> Placed:
         return Placed(number, "waiting", remark="it is not placed yet, or its node does not answer")
     except ActorUnavailableError:
         return Placed(number, "lost", remark="its node or process is gone; Ray starts it again")
-    except RayActorError as error:
-        return Placed(number, "failed", remark=_last_line(error))
     except RayError as error:
         return Placed(number, "failed", remark=_last_line(error))
 
 
 def _last_line(error: Exception) -> str:
+    if "No module named 'augserver" in str(error):
+        return "its node has no augserver: pip install 'augserver[ray]' there"
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip()[:500] if lines else type(error).__name__
 

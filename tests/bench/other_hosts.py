@@ -43,23 +43,27 @@ SAMPLES, SAMPLE_BYTES, BATCH = 4096, 16 << 10, 128
 class Site:
     """A server with one local worker, and agents on other hosts."""
 
-    def __init__(self, folder: Path, hosts: Hosts, *, secure: bool) -> None:
+    def __init__(
+        self, folder: Path, hosts: Hosts, *, secure: bool, consumers: bool = False
+    ) -> None:
         self.folder, self.hosts, self._secure = folder, hosts, secure
         self.home = hosts.add()
         self.address = f"ipc://{folder}/ctl.sock"
         self.running: list[subprocess.Popen[bytes]] = []
+        listen = [self.address, *([f"tcp://{self.home.address}:5555"] if consumers else ())]
         settings = f"""
             [server]
             workers = 1
             worker_deadline = 3600.0
-            listen = ["{self.address}"]
+            listen = [{", ".join(f'"{each}"' for each in listen)}]
             listen_workers = ["tcp://{self.home.address}:5556"]
             roots = ["/"]
             """
         if secure:
-            for name in ("server", "worker"):
+            for name in ("server", "worker", "trainer"):
                 keys.generate(folder, name)
             settings += 'key = "server.key"\nallow_workers = ["worker.pub"]\n'
+            settings += 'allow_consumers = ["trainer.pub"]\n'
         else:
             settings += "insecure = true\n"
         (folder / "augserver.toml").write_text(settings)
@@ -80,12 +84,16 @@ class Site:
     def join(self) -> None:
         """Another host with a worker."""
         before = len(self.remote())
+        self.start_worker(self.hosts.add())
+        wait_until(lambda: len(self.remote()) > before, "a host to join")
+
+    def start_worker(self, host: Host) -> subprocess.Popen[bytes]:
+        """One worker on that host."""
         secure = ("--key", f"{self.folder}/worker.key", "--server-key", f"{self.folder}/server.pub")
-        self._start(
-            self.hosts.add(), "worker", "--connect", f"tcp://{self.home.address}:5556",
+        return self._start(
+            host, "worker", "--connect", f"tcp://{self.home.address}:5556",
             "--workers", "1", *(secure if self._secure else ()),
         )  # fmt: skip
-        wait_until(lambda: len(self.remote()) > before, "a host to join")
 
     def remote(self) -> list[int]:
         """Batches that each remote worker has made."""
@@ -93,16 +101,17 @@ class Site:
 
     def close(self) -> None:
         for started in self.running[::-1]:
-            started.send_signal(signal.SIGTERM)
+            if started.poll() is None:
+                started.send_signal(signal.SIGTERM)
         for started in self.running[::-1]:
             started.wait(30)
 
 
 @contextlib.contextmanager
-def site(*, secure: bool) -> Iterator[Site]:
+def site(*, secure: bool, consumers: bool = False) -> Iterator[Site]:
     """Such a site until the end of the block."""
     with tempfile.TemporaryDirectory() as folder, Hosts() as hosts:
-        made = Site(Path(folder), hosts, secure=secure)
+        made = Site(Path(folder), hosts, secure=secure, consumers=consumers)
         try:
             yield made
         finally:
@@ -151,25 +160,34 @@ def into_the_ring(rounds: int, seconds: float, *, secure: bool) -> None:
         with Consumer(data=path, x="x", batch_size=BATCH, seed=1, address=made.address) as consumer:
             batches = iter(consumer)
             wait_until(lambda: next(batches).step >= 0 and made.remote()[0] > 0, "the host to work")
-            # From here on the host alone makes batches: our own worker is dead, and whoever would
-            # fork another is stopped, which is noticed after a minute.
-            (local,) = workers(made.running[0].pid)
-            below = descendants(made.running[0].pid)
-            (forkserver,) = (pid for pid in below if local in children(pid))
-            os.kill(forkserver, signal.SIGSTOP)
-            os.kill(local, signal.SIGKILL)
-            try:
+            with quiet(made):
                 ours, theirs = [], []
                 for _ in range(rounds):
                     ours.append(_remote_rate(batches, seconds))
                     theirs.append(_socket_rate(made, sender, seconds))
-            finally:
-                os.kill(forkserver, signal.SIGCONT)
     mine, socket_rate = statistics.median(ours), statistics.median(theirs)
     print(
         f"into the ring from one host, {'CURVE' if secure else 'clear'}: {mine:6.0f} MB/s; "
         f"a socket, clear: {socket_rate:6.0f}; {mine / socket_rate:.2f}"
     )
+
+
+@contextlib.contextmanager
+def quiet(made: Site) -> Iterator[None]:
+    """Other hosts alone make batches.
+
+    The local worker is dead, and whoever would fork another is stopped, which is noticed after a
+    minute.
+    """
+    (local,) = workers(made.running[0].pid)
+    below = descendants(made.running[0].pid)
+    (forkserver,) = (pid for pid in below if local in children(pid))
+    os.kill(forkserver, signal.SIGSTOP)
+    os.kill(local, signal.SIGKILL)
+    try:
+        yield
+    finally:
+        os.kill(forkserver, signal.SIGCONT)
 
 
 def _remote_rate(batches: Iterator[object], seconds: float) -> float:

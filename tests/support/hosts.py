@@ -88,6 +88,37 @@ class Host:
         """From now on nothing comes through, and nobody is told."""
         _ip("-n", self._switch, "link", "set", self._port, "down")
 
+    def limit(self, megabits: float) -> None:
+        """From now on its cable carries so much each way (a token bucket), as a slower one would.
+
+        Needs `tc` and a kernel that has the bucket (sch_tbf).
+        """
+        rate = ("root", "tbf", "rate", f"{megabits}mbit", "burst", "256kb", "latency", "50ms")
+        for namespace, device in ((self._switch, self._port), (self.namespace, "eth0")):
+            command = ["tc", "-n", namespace, "qdisc", "replace", "dev", device, *rate]
+            subprocess.run(command, check=True, timeout=20, env={**os.environ, "PATH": _PATH})
+
+    def unlimit(self) -> None:
+        """It carries what it can."""
+        for namespace, device in ((self._switch, self._port), (self.namespace, "eth0")):
+            command = ["tc", "-n", namespace, "qdisc", "del", "dev", device, "root"]
+            subprocess.run(
+                command,
+                capture_output=True,
+                timeout=20,
+                check=False,
+                env={**os.environ, "PATH": _PATH},
+            )  # there may be none
+
+    def carried(self) -> tuple[int, int]:
+        """Bytes that its cable has brought here, and taken from here, Ethernet's own among them."""
+        files = [f"/sys/class/net/eth0/statistics/{way}_bytes" for way in ("rx", "tx")]
+        done = subprocess.run(
+            self.command("cat", *files), capture_output=True, text=True, timeout=20, check=True
+        )
+        brought, taken = map(int, done.stdout.split())
+        return brought, taken
+
     def plug_it_in(self) -> None:
         """It comes through again."""
         _ip("-n", self._switch, "link", "set", self._port, "up")
@@ -114,6 +145,11 @@ class Hosts:
                 host._relay.wait(10)
             _ip("netns", "del", host.namespace, check=False)
         _ip("netns", "del", self._switch, check=False)
+
+    @property
+    def last(self) -> Host:
+        """The one that was added last."""
+        return self._hosts[-1]
 
     def add(self, *, delay: float = 0.0, loss: float = 0.0) -> Host:
         """Another host on the switch.

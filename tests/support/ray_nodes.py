@@ -84,10 +84,10 @@ class RayNodes:
             f"--temp-dir={self._folder}",
         )  # fmt: skip
 
-    def add(self, host: Host | None = None) -> Node:
-        """Have another node join."""
+    def add(self, host: Host | None = None, *more: str) -> Node:
+        """Have another node join; `ray start` is told more, if there is more."""
         ip = host.address if host is not None else "127.0.0.1"
-        return self._start(host, f"--address={self.address}", f"--node-ip-address={ip}")
+        return self._start(host, f"--address={self.address}", f"--node-ip-address={ip}", *more)
 
     def run(
         self, *command: str, on: Host | None = None, env: Mapping[str, str] | None = None

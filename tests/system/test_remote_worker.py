@@ -447,7 +447,7 @@ def test_begun_grows_while_a_batch_is_made(server: Foreman, tmp_path: Path) -> N
 # -- the end ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_has_every_worker_resign_and_leaves_nothing(
     server: Foreman, tmp_path: Path, functions: dict[str, str], number: signal.Signals
 ) -> None:
