@@ -140,7 +140,7 @@ def _run(
     A refused token is known by a line of Ray's client, which then goes on trying: it is ended.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        child = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             env=dict(env),
             stdin=subprocess.DEVNULL,
@@ -152,14 +152,14 @@ def _run(
         try:
             while time.monotonic() < end and _REFUSED not in _all_of(err):
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(timeout=_BETWEEN)
+                    process.wait(timeout=_BETWEEN)
                     break
-            return child.poll(), _all_of(out), _all_of(err)
+            return process.poll(), _all_of(out), _all_of(err)
         finally:
-            if child.poll() is None:
+            if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-                child.wait(timeout=5)
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait(timeout=5)
 
 
 def _all_of(file: IO[bytes]) -> str:

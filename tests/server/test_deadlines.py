@@ -86,6 +86,8 @@ ALLOWED = {
     ("augserver/lifeline.py", "self._pipe.send"): "a Pipe never waits",
     ("augserver/private.py", "pipe.send_bytes"): "the first word in an empty socket; it holds it",
     ("augserver/observe/metrics.py", "self._server.shutdown"): "a thread that looks twice a second",
+    ("augserver/placement/ray_actor.py", "time.sleep"): "a second, before the process ends",
+    ("augserver/placement/ray_driver.py", "time.sleep"): "between two looks, under a deadline",
     ("augserver/server.py", "self._wake_r.recv"): "a non-blocking socket",
     ("augserver/server.py", "self._wake_w.send"): "a non-blocking socket",
     ("augserver/shapes.py", "np.select"): "numpy's: chooses among arrays",
