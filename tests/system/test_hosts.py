@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hosts import Host, Hosts, without_hosts
+from noise import digest_of, write_noise
 from one_truth import TRANSFORMS, bytes_of
 from processes import descendants, wait_until
 
@@ -101,20 +101,13 @@ class Site:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rng = np.random.default_rng(5)
-    path = tmp_path_factory.mktemp("data") / "noise.npz"
-    np.savez(
-        path,
-        x=rng.integers(0, 256, (SAMPLES, 32, 32, 3), np.uint8),
-        y=rng.integers(0, 10, SAMPLES),
-    )
-    return path
+    return write_noise(tmp_path_factory.mktemp("data") / "noise.npz", SAMPLES)
 
 
 @pytest.fixture(scope="module")
 def truth(archive: Path) -> str:
     with Consumer(data=archive, x="x", y="y", workers=0, **OPTIONS) as consumer:
-        return _digest(consumer)
+        return digest_of(consumer)
 
 
 @pytest.fixture
@@ -157,13 +150,6 @@ def _serves(site: Site) -> bool:
         return False
 
 
-def _digest(consumer: Consumer) -> str:
-    sha = hashlib.sha256()
-    for batch in consumer.epochs(2):
-        sha.update(bytes_of(batch))
-    return sha.hexdigest()
-
-
 def test_three_hosts_make_the_same_bytes_as_one_process(
     site: Site, archive: Path, truth: str
 ) -> None:
@@ -176,7 +162,7 @@ def test_three_hosts_make_the_same_bytes_as_one_process(
         "both hosts' workers are known",
     )
     with Consumer(data=archive, x="x", y="y", address=site.address, **OPTIONS) as consumer:
-        assert _digest(consumer) == truth
+        assert digest_of(consumer) == truth
         assert all(site.made(agent) > 0 for agent in agents)
 
 

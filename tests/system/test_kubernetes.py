@@ -6,7 +6,6 @@ of theirs (`pods`). What a cluster does beyond that, placing and restarting, is 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import subprocess
@@ -16,11 +15,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hosts import Host, Hosts
 from manifests import KUBERNETES, generators, pod_specs
-from one_truth import bytes_of
+from noise import digest_of, write_noise
 from pods import Image, Pod, without_pods
 from processes import wait_until
 
@@ -56,24 +54,16 @@ with Consumer(stream="noise") as consumer:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The volume `data`."""
     folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(5)
-    np.savez(
-        folder / "noise.npz",
-        x=rng.integers(0, 256, (SAMPLES, 32, 32, 3), np.uint8),
-        y=rng.integers(0, 10, SAMPLES),
-    )
+    write_noise(folder / "noise.npz", SAMPLES)
     folder.chmod(0o755)
     return folder
 
 
 @pytest.fixture(scope="module")
 def truth(data: Path) -> str:
-    sha = hashlib.sha256()
     told = tomllib.loads(STREAMS)["streams"]["noise"] | {"data": data / "noise.npz"}
     with Consumer(workers=0, **told) as consumer:
-        for batch in consumer.epochs(2):
-            sha.update(bytes_of(batch))
-    return sha.hexdigest()
+        return digest_of(consumer)
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hosts import Host, Hosts, without_hosts
+from noise import digest_of, write_noise
 from one_truth import TRANSFORMS, bytes_of
 from processes import wait_until
 from ray_nodes import CPUS, Node, RayNodes, environment, without_ray
@@ -91,23 +91,13 @@ PORT = 5556
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rng = np.random.default_rng(5)
-    path = tmp_path_factory.mktemp("data") / "noise.npz"
-    np.savez(
-        path,
-        x=rng.integers(0, 256, (SAMPLES, 32, 32, 3), np.uint8),
-        y=rng.integers(0, 10, SAMPLES),
-    )
-    return path
+    return write_noise(tmp_path_factory.mktemp("data") / "noise.npz", SAMPLES)
 
 
 @pytest.fixture(scope="module")
 def truth(archive: Path) -> str:
-    sha = hashlib.sha256()
     with Consumer(data=archive, x="x", y="y", workers=0, **OPTIONS) as consumer:
-        for batch in consumer.epochs(2):
-            sha.update(bytes_of(batch))
-    return sha.hexdigest()
+        return digest_of(consumer)
 
 
 def _serving(site: Site, archive: Path) -> subprocess.Popen[bytes]:
