@@ -10,7 +10,7 @@ from augproto.errors import ConfigError
 
 #: Bytes of a path in a socket's address.
 _MAX_PATH = 107
-_HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\[\]:/\s]+):([0-9]{1,5})")
+_HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\[\]:/*\s]+):([0-9]{1,5})")
 
 
 def _is_loopback(address: str) -> bool:

@@ -126,6 +126,7 @@ class Server:
                 self._lifeline = Lifeline(lifeline, self._consumers.datasets, self._crew)
                 self._poller.register(lifeline.fileno(), zmq.POLLIN)
                 self._lifeline.serving(self.addresses[0])
+            self._busy = (time.monotonic(), 0, 0)  # when the last wait was over, and in it
             self._resources = started.pop_all()
 
     def __enter__(self) -> Server:
@@ -214,9 +215,15 @@ class Server:
         """What is ready, after no more than that time; meanwhile workers are what they were."""
         if self.figures is None:
             return dict(self._poller.poll(int(seconds * 1000)))
+        # While a turn lasts, workers that have reported go on with what they hold besides: it
+        # counts with the mean of before and after.
+        (was, local_was, remote_was), (local, remote) = self._busy, self._dispatcher.busy
         begun = time.monotonic()
+        self.figures.turned(begun - was, (local_was + local) / 2, (remote_was + remote) / 2)
         ready = dict(self._poller.poll(int(seconds * 1000)))
-        self.figures.waited(time.monotonic() - begun, *self._dispatcher.busy)
+        woken = time.monotonic()
+        self.figures.turned(woken - begun, local, remote)
+        self._busy = (woken, local, remote)
         return ready
 
     def _take_lifeline(self, lifeline: Lifeline) -> None:

@@ -1,24 +1,73 @@
 """A server's figures, for Prometheus to fetch: what it has done, and what it is behind with.
 
-The loop leaves what it knows a few times a second (`Figures.show`), and a thread of
-prometheus_client's answers with the latest of it, so that no scrape, however slow, ever touches the
-loop. Whoever reaches the address may read; nothing can be told to the server there.
+The loop leaves what it knows a few times a second (`Figures.show`), and a few threads answer with
+the latest of it, so that no scrape, however slow, ever touches the loop. Whoever reaches the
+address may read; nothing can be told to the server there. Connections are few: for each that comes
+beyond them the oldest is ended, so that who holds many open keeps nobody else out, and no
+descriptors of the server's.
 """
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 from collections.abc import Iterator
+from http.server import HTTPServer
+from socketserver import ThreadingMixIn
 from types import TracebackType
+from typing import Any
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, MetricsHandler
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from augproto.errors import ConfigError
 from augproto.messages import Status
 
-#: Seconds for the answering thread to end; it looks twice a second.
+#: Connections at once, and seconds that one may be silent.
+MOST_CONNECTIONS, SILENCE_SECONDS = 8, 5.0
+#: Seconds for the listening thread to end; it looks twice a second.
 _END_SECONDS = 2.0
+
+
+class _FewConnections(ThreadingMixIn, HTTPServer):
+    """An HTTP server with a thread for each of a few connections."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, family: socket.AddressFamily, address: tuple[str, int], handler: Any):
+        self.address_family = family
+        self._open: dict[socket.socket, None] = {}  # the oldest first
+        self._counted = threading.Lock()
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        """As TCPServer: HTTPServer would ask for the host's name, which can take long."""
+        super(HTTPServer, self).server_bind()
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread; end the oldest connection where there are too many."""
+        with self._counted:
+            self._open[request] = None
+            oldest = next(iter(self._open)) if len(self._open) > MOST_CONNECTIONS else None
+            if oldest is not None:
+                del self._open[oldest]
+        if oldest is not None:
+            with contextlib.suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)  # its thread reads the end, and closes it
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """A connection is over."""
+        with self._counted:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who hangs up in the middle of an answer is nobody's affair."""
 
 
 class Figures(Collector):
@@ -39,14 +88,22 @@ class Figures(Collector):
         self._busy_seconds = {"local": 0.0, "remote": 0.0}
         registry = CollectorRegistry()
         registry.register(self)
+        handler = MetricsHandler.factory(registry)
+        handler.timeout = SILENCE_SECONDS  # type: ignore[attr-defined]
         host, _, port = address.rpartition(":")
         try:
-            self._server, self._thread = start_http_server(
-                int(port), host.strip("[]"), registry=registry
+            ((family, _, _, _, found), *_) = socket.getaddrinfo(
+                host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
-        except OSError as error:
-            raise ConfigError(f"metrics: cannot bind {address}: {error.strerror}") from error
+            self._server = _FewConnections(family, found[:2], handler)  # type: ignore[arg-type]
+        except (OSError, UnicodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise ConfigError(f"metrics: cannot bind {address}: {why}") from error
         self.url = f"http://{host}:{self._server.server_port}/metrics"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="augserver-metrics", daemon=True
+        )
+        self._thread.start()
 
     def __enter__(self) -> Figures:
         return self
@@ -68,12 +125,8 @@ class Figures(Collector):
         """
         self._shown = (status, backlog)
 
-    def waited(self, seconds: float, local: int, remote: int) -> None:
-        """So many workers were busy for so long; by the loop, of each of its waits.
-
-        Nothing but a turn of the loop changes what workers hold, so this adds up to all but the
-        turns themselves.
-        """
+    def turned(self, seconds: float, local: float, remote: float) -> None:
+        """So many workers were busy for so long; by the loop, of all its waits and turns."""
         self._busy_seconds["local"] += local * seconds
         self._busy_seconds["remote"] += remote * seconds
 
@@ -85,9 +138,14 @@ class Figures(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The figures under their names; by the answering thread."""
-        if self._shown is None:
-            return
-        status, backlog = self._shown
+        if self._shown is not None:
+            yield from self._figures(*self._shown)
+
+    def describe(self) -> Iterator[Metric]:
+        """Their names, for whoever asks for some of them only."""
+        yield from self._figures(Status((), 0, 0, 0, 0, 0), 0)
+
+    def _figures(self, status: Status, backlog: int) -> Iterator[Metric]:
         yield GaugeMetricFamily(
             "augserver_backlog_batches",
             "Batches that are wanted, have a slot, and are not finished: more workers would help.",

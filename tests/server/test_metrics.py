@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import os
 import re
+import socket
+import struct
 import urllib.request
 from pathlib import Path
 
 import pytest
+from processes import wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
 from augproto.errors import ConfigError
 from augproto.messages import Entry, Run, Status, Working
 from augserver.config import Config
 from augserver.dispatcher import Dispatcher
-from augserver.observe.metrics import Figures
+from augserver.observe.metrics import MOST_CONNECTIONS, Figures
 
 STATUS = Status(
     streams=("pets",), consumers=3, workers_alive=2, workers_wanted=4, batches=17, restarts=5,
@@ -41,8 +46,8 @@ def fetched(url: str) -> dict[str, float]:
 def test_every_figure_of_a_status_has_a_name() -> None:
     with Figures("127.0.0.1:0") as figures:
         figures.show(STATUS, 11)
-        figures.waited(0.5, 2, 1)
-        figures.waited(0.25, 0, 3)
+        figures.turned(0.5, 2, 1)
+        figures.turned(0.25, 0, 3)
         assert fetched(figures.url) == {
             "augserver_backlog_batches": 11,
             "augserver_batches_total": 17,
@@ -60,6 +65,13 @@ def test_every_figure_of_a_status_has_a_name() -> None:
         }
 
 
+def test_some_of_them_may_be_asked_for_by_name() -> None:
+    with Figures("127.0.0.1:0") as figures:
+        figures.show(STATUS, 11)
+        some = fetched(f"{figures.url}?name[]=augserver_batches_total")
+        assert some == {"augserver_batches_total": 17}
+
+
 def test_nothing_is_answered_before_there_is_something_and_after_the_end() -> None:
     with Figures("127.0.0.1:0") as figures:
         assert fetched(figures.url) == {}
@@ -71,11 +83,55 @@ def test_nothing_is_answered_before_there_is_something_and_after_the_end() -> No
         http.client.HTTPConnection(host, timeout=5).request("GET", "/metrics")
 
 
+def test_a_name_that_is_none_is_an_error() -> None:
+    for name in ("a..b", f"{'x' * 70}.b"):
+        with pytest.raises(ConfigError, match="metrics: cannot bind"):
+            Figures(f"{name}:9464")
+
+
 def test_an_address_that_is_taken_is_an_error_that_names_it() -> None:
     with Figures("127.0.0.1:0") as figures:
         taken = figures.url.removeprefix("http://").partition("/")[0]
         with pytest.raises(ConfigError, match=f"metrics: cannot bind {taken}: Address already"):
             Figures(taken)
+
+
+def _at(figures: Figures) -> tuple[str, int]:
+    host, _, port = figures.url.removeprefix("http://").partition("/")[0].rpartition(":")
+    return host, int(port)
+
+
+def test_who_holds_many_connections_open_keeps_nobody_out_and_no_descriptors() -> None:
+    with Figures("127.0.0.1:0") as figures, contextlib.ExitStack() as held:
+        figures.show(STATUS, 3)
+        before = len(os.listdir("/proc/self/fd"))
+        theirs = [
+            held.enter_context(socket.create_connection(_at(figures), timeout=10))
+            for _ in range(5 * MOST_CONNECTIONS)
+        ]
+        for each in theirs[::3]:
+            each.sendall(b"GET /metrics HTTP/1.0\r\nHost: ")  # and no more
+        assert fetched(figures.url)["augserver_backlog_batches"] == 3
+        ended = theirs[: -MOST_CONNECTIONS - 1]
+        wait_until(
+            lambda: len(os.listdir("/proc/self/fd")) <= before + len(theirs) + MOST_CONNECTIONS + 1,
+            "their descriptors to be given back",
+        )
+        assert all(each.recv(1) == b"" for each in ended), "they were ended"
+        assert fetched(figures.url)["augserver_backlog_batches"] == 3
+
+
+def test_who_hangs_up_in_an_answer_says_nothing_in_the_log(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with Figures("127.0.0.1:0") as figures:
+        figures.show(STATUS, 3)
+        for _ in range(5):
+            with socket.create_connection(_at(figures), timeout=10) as rude:
+                rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                rude.sendall(b"GET /" + 60_000 * b"x" + b" HTTP/1.0\r\n\r\n")
+        assert fetched(figures.url)["augserver_backlog_batches"] == 3
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9464", "[::1]:9464", "0.0.0.0:0", "monitor:80"])
@@ -84,7 +140,8 @@ def test_a_host_and_a_port_are_where_figures_may_be(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["9464", ":9464", "tcp://127.0.0.1:9464", "127.0.0.1:65536", "::1:9464", "h:x", 9464]
+    "address",
+    ["9464", ":9464", "tcp://127.0.0.1:9464", "127.0.0.1:65536", "::1:9464", "h:x", "*:9464", 9464],
 )
 def test_what_is_no_host_and_port_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match=r"server\.metrics: got .*; wanted HOST:PORT"):
