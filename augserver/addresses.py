@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 
+from augproto.addresses import MAX_PORT, is_address
 from augproto.errors import ConfigError
 
 #: Bytes of a path in a socket's address.
@@ -34,18 +35,10 @@ def asks_for_keys(address: str, *, insecure: bool, encrypt_loopback: bool) -> bo
     return encrypt_loopback or not _is_loopback(address)
 
 
-def is_address(address: str) -> bool:
-    """Whether this could be one: of a socket's file, or of a port."""
-    if address.startswith("ipc://"):
-        return address[len("ipc://") :][:1] not in ("", "*", "@")
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
-    return address.startswith("tcp://") and bool(host) and (port == "*" or port.isdecimal())
-
-
 def is_host_and_port(text: str) -> bool:
     """Whether this is HOST:PORT, as HTTP servers listen at."""
     found = _HOST_AND_PORT.fullmatch(text)
-    return found is not None and int(found[2]) < 1 << 16
+    return found is not None and int(found[2]) <= MAX_PORT
 
 
 def check(key: str, address: str) -> None:
@@ -64,7 +57,7 @@ def check(key: str, address: str) -> None:
     if not is_address(address):
         raise ConfigError(
             f"{key}: got {address!r}; wanted ipc://PATH or tcp://HOST:PORT, as in "
-            "tcp://127.0.0.1:5555, or tcp://*:5555 for all interfaces"
+            "tcp://127.0.0.1:5555, or tcp://*:5555 for all interfaces; ports end at 65535"
         )
 
 

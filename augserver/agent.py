@@ -242,7 +242,7 @@ def run(orders: Orders, workers: int) -> None:
         with Agent(orders, workers) as agent:
             if told:
                 agent.stop(told[0])
-            _log.info("%d workers dial %s", workers, orders.address)
+            _log.info("%d worker%s dial %s", workers, "" if workers == 1 else "s", orders.address)
             agent.run()
             _log.info("ends: %s", told[0] if told else "asked to")
     finally:

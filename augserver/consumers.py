@@ -69,6 +69,9 @@ GREETING = 5.0
 #: Bad samples that are remembered; whoever has more of them knows enough.
 MOST_BAD = 10_000
 
+#: Said to all of a former server's consumers, who then greet: no matter for the log.
+_UNKNOWN = "this server does not know you: say hello again"
+
 _log = logging.getLogger("augserver.server")
 
 
@@ -126,7 +129,8 @@ class Consumers:
             self._conversations[identity] = conversation
             self._answer(conversation, message)
         except AugError as error:
-            _log.info("%s: refused: %s", conversation.program or "a consumer", error)
+            level = logging.DEBUG if str(error) == _UNKNOWN else logging.INFO
+            _log.log(level, "%s: refused: %s", conversation.program or "a consumer", error)
             # The conversation, if there is one, goes on: a bad frame harms nobody but itself.
             self._send(identity, encode(fault_of(error)))
         except Exception as error:  # a hole in what is checked harms nobody else either
@@ -145,7 +149,7 @@ class Consumers:
                 "`listen_workers`"
             )
         if not isinstance(first, Hello):
-            raise SessionLost("this server does not know you: say hello again")
+            raise SessionLost(_UNKNOWN)
 
     def _answer(self, conversation: Conversation, message: Message) -> None:
         match message:

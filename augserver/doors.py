@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,14 @@ _WAITING = 8192
 _GREETING_MS = 5000
 #: Milliseconds between two looks whether a host is still there, and for it to answer.
 _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 2000, 8000
+#: Numbers of errors from here on are ZeroMQ's own.
+_ZMQ_OWN = 156384712
+#: What to do where an address cannot be bound.
+_HINTS = {
+    errno.EADDRINUSE: "; another program, or another address of this server's, has it",
+    errno.ENODEV: "; wanted an address or interface of this machine, or * for all of them",
+    errno.EADDRNOTAVAIL: "; wanted an address of this machine, or * for all of them",
+}
 #: Connections that wait to be accepted.
 _BACKLOG = 512
 
@@ -79,7 +88,7 @@ class Door:
         self.watch = Watch(self.socket, keeper)
 
     def bind(self, address: str) -> None:
-        """Listen there.
+        """Listen there, as the key of the config says that has this address.
 
         Raises:
             ConfigError: The address is taken or cannot be bound.
@@ -90,7 +99,11 @@ class Door:
         try:
             self.socket.bind(address)
         except zmq.ZMQError as error:
-            raise ConfigError(f"listen: cannot bind {address}: {error.strerror}") from error
+            key = "listen_workers" if self.guest is Guest.WORKER else "listen"
+            number = error.errno or 0
+            why = os.strerror(number) if 0 < number < _ZMQ_OWN else error.strerror
+            hint = _HINTS.get(number, "")
+            raise ConfigError(f"{key}: cannot bind {address}: {why}{hint}") from error
         finally:
             os.umask(before)
         self.addresses.append(self.socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"))

@@ -34,7 +34,7 @@ from augserver.settings import DEFAULT, Settings
 def explain(settings: Settings, environ: Mapping[str, str] = os.environ) -> Explanation:
     """Look at what a config names, and say what it means."""
     config = settings.config
-    warnings = [*_of_roots(config), *_of_room(config)]
+    warnings = [*_of_roots(config), *_of_lists(config), *_of_room(config)]
     memory = Memory(most=config.max_total_bytes, workers=config.workers, private=False)
     datasets, streams = [], []
     for name, fields in config.datasets.items():
@@ -45,7 +45,8 @@ def explain(settings: Settings, environ: Mapping[str, str] = os.environ) -> Expl
         None if settings.file is None else str(settings.file),
         tuple(_settings(settings, environ)),
         tuple(f"{a}: {_reach(a, config)}" for a in config.listen)
-        + tuple(f"{a} (workers): {_reach(a, config)}" for a in config.listen_workers),
+        + tuple(f"{a} (workers): {_reach(a, config)}" for a in config.listen_workers)
+        + _of_metrics(config),
         tuple(_of_keys(config)),
         tuple(datasets),
         tuple(streams),
@@ -96,6 +97,12 @@ def _of_keys(config: Config) -> list[Table]:
         except AugError as error:
             found.append(Table(name, error=str(error)))
     return found
+
+
+def _of_metrics(config: Config) -> tuple[str, ...]:
+    if not config.metrics:
+        return ()
+    return (f"http://{config.metrics}/metrics (figures for Prometheus): {_near(config.metrics)}",)
 
 
 def _reach(address: str, config: Config) -> str:
@@ -199,6 +206,19 @@ def _of_roots(config: Config) -> list[str]:
             found.append(f"roots: {root} is no folder (yet): nothing below it can be read")
         elif real != root:
             found.append(f"roots: {root} leads through a link: what is allowed is {real}")
+    return found
+
+
+def _of_lists(config: Config) -> list[str]:
+    """Who is let in by a door that there is not."""
+    found = []
+    if config.allow_workers and not config.listen_workers:
+        found.append("allow_workers: no worker can dial in: nothing is said of listen_workers")
+    if config.allow_consumers and not any(map(config.asks_for_keys, config.listen)):
+        found.append(
+            "allow_consumers: nobody is asked for a key: none of listen can be reached by others "
+            "than this machine"
+        )
     return found
 
 

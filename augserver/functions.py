@@ -10,6 +10,7 @@ a name that came over a socket has passed the config's `allow_transforms` before
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import sys
 from collections.abc import Mapping
@@ -27,6 +28,28 @@ from augproto.transforms import NAMED
 HEAVY = ("keras", "tensorflow", "torch", "jax")
 
 _log = logging.getLogger("augserver.worker")
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no import path of a function, or of a module that is not here.
+
+    Nothing is imported but packages that the module lies in.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    module, _, function = name.partition(":")
+    if not module or not all(part.isidentifier() for part in function.split(".")):
+        raise ConfigError(f"allow_transforms: got {name!r:.200}; wanted 'package.module:name'")
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise ConfigError(
+            f"allow_transforms: {name!r:.200}: there is no module {module!r} here; to do: install "
+            "it, or name its folder in PYTHONPATH"
+        )
 
 
 def resolve(name: str, handed: Mapping[str, Function]) -> Any:

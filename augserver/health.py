@@ -12,6 +12,7 @@ from typing import Any
 
 import zmq
 
+from augproto.addresses import check_dialled
 from augproto.errors import ConfigError, ConnectTimeout, NotAllowed, RemoteProtocolError
 from augproto.faults import error_of
 from augproto.keys import Keys
@@ -48,6 +49,7 @@ def ask(address: str, timeout: float, keys: Keys | None = None) -> tuple[int, St
         ConfigError: That is no address.
         AugError: The server refused to talk.
     """
+    check_dialled("address", address)
     deadline = time.monotonic() + timeout
     session = Session(Role.CONSUMER, time.monotonic())
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -113,7 +115,7 @@ def _hear(
         if left <= 0:
             raise ConnectTimeout(
                 f"no augserver answers at {address}: not running, stopped, or the address is not "
-                "the one it prints"
+                f"the one it prints; it {refusal.silence()}"
             )
     message = session.receive(dealer.recv_multipart(zmq.NOBLOCK)[-1], time.monotonic())
     if isinstance(message, Fault):

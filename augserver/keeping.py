@@ -164,7 +164,7 @@ class Keeping:
         self._begin_anew()
         if self._tether is not None:
             self._tether.tell(Bye(why))
-        if not self._told:  # once for each loss
+        if why != self._told:  # once for each reason
             lost = "the line is lost" if enlisted else "nobody to work for"
             _log.warning("%s: the server at %s %s; dialling on", lost, self._address, why)
         self._told = why
@@ -232,7 +232,9 @@ class Keeping:
                 due = now + BEAT
                 self._say(dealer, dataclasses.replace(self._papers, begun=self.begun))
             if now - heard > SILENCE:
-                return enlisted, f"has said nothing for {SILENCE:g} s"
+                if enlisted:
+                    return True, f"has said nothing for {SILENCE:g} s"
+                return False, refusal.silence()
             poller.register(dealer, zmq.POLLIN | (zmq.POLLOUT if self._outbox else 0))
             ready = dict(poller.poll(max(1, int((due - now) * 1000))))
             if self._woken.fileno() in ready:
@@ -288,6 +290,11 @@ class Keeping:
             self._begin_anew()
         if self._told != "":
             _log.info("enlisted with the server at %s", self._address)
+        elif message.fresh:
+            _log.info(
+                "enlisted anew with the server at %s, which was restarted, or had given this up",
+                self._address,
+            )
         self._told = ""
         # Told once: a server that has taken it knows it.
         self._papers = dataclasses.replace(self._papers, heir="", cause="", traceback="")

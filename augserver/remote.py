@@ -33,6 +33,7 @@ from augproto.messages import (
     Probe,
     Probed,
 )
+from augserver.afar import FIRST_REMOTE
 from augserver.conversation import Ringed
 from augserver.dispatcher import Dispatcher
 from augserver.feeder import NOWHERE, Feeder, Portion
@@ -120,7 +121,7 @@ class Remote:
         self.supply = Supply(self.house.feeder)
 
     def __str__(self) -> str:
-        return f"remote worker {self.name[:8]} ({self.host}, pid {self.pid})"
+        return f"remote worker {self.number - FIRST_REMOTE} ({self.host}, pid {self.pid})"
 
     @property
     def holds(self) -> bool:

@@ -62,7 +62,8 @@ class Server:
         lifeline: The program behind a private server; its end is this server's end.
 
     Attributes:
-        addresses: Where it listens.
+        addresses: Where it listens for consumers.
+        workers_addresses: ... and for workers.
         figures: What Prometheus may fetch, if anything.
 
     Raises:
@@ -72,6 +73,7 @@ class Server:
     def __init__(self, config: Config, lifeline: Connection | None = None) -> None:
         self.config = with_seeds(config)
         self.addresses: list[str] = []
+        self.workers_addresses: list[str] = []
         self._stopping: str | None = None
         self._hurried = False
         self._ticked = 0.0
@@ -89,6 +91,7 @@ class Server:
             self._poller.register(self._wake_r.fileno(), zmq.POLLIN)
             self._doors = Doors(self.config, folder, self._poller, started)
             self.addresses = self._doors.addresses(Guest.CONSUMER)
+            self.workers_addresses = self._doors.addresses(Guest.WORKER)
             self._dispatcher = Dispatcher()
             now = time.monotonic()
             self._crew = Crew(self.config.workers, folder.path, self._poller, now)

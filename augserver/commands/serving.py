@@ -125,6 +125,8 @@ def serve(
             server.stop(told[0])
         for address in server.addresses:
             typer.echo(_banner(address, settings))
+        for address in server.workers_addresses:
+            typer.echo(f"workers dial in at {address}")
         if server.figures is not None:
             typer.echo(f"figures for Prometheus at {server.figures.url}")
         _warn_of_streams(settings)

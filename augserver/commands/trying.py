@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from augproto.errors import ConfigError
 from augserver.commands.options import Processes
 
 
@@ -44,6 +45,8 @@ def demo(
     if make_data is not None:
         from augserver import shapes
 
+        if make_data.suffix != ".npz":
+            raise ConfigError(f"make-data: got {str(make_data)!r}; wanted the name of a .npz file")
         shapes.draw_dataset(pictures).save(make_data)
         typer.echo(f"{make_data}: {make_data.stat().st_size} bytes")
         return

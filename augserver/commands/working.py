@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from augproto.addresses import check_dialled
 from augproto.errors import ConfigError
 from augserver.commands.options import AllowTransforms, Key, Processes, ServerKey, this_version
 
@@ -31,9 +32,10 @@ def worker(
     Nothing is kept here and nothing is shared: what a batch is made of comes with its assignment.
     A server that is gone is dialled again, for ever.
     """
-    from augserver import addresses, agent, backend
+    from augserver import agent, backend
     from augserver.config import cores
     from augserver.dial import Orders
+    from augserver.functions import check_name
 
     logging.basicConfig(level=logging.INFO, format="augserver: %(message)s")
     backend.check()
@@ -44,11 +46,9 @@ def worker(
         server_key and os.path.abspath(server_key),
     )
     # What is wrong is said once, and here, and not by each worker.
-    if not addresses.is_address(connect):
-        raise ConfigError(
-            f"connect: got {connect!r:.200}; wanted tcp://HOST:PORT, where the server listens for "
-            "workers (listen_workers)"
-        )
+    check_dialled("connect", connect, "where the server listens for workers (listen_workers)")
+    for name in orders.allow_transforms:
+        check_name(name)
     _ = orders.keys
     agent.run(orders, cores() if workers is None else workers)
 
@@ -67,7 +67,7 @@ def worker_health() -> None:
         raise typer.Exit(1)
     for pulse in found:
         if pulse.complaint is not None:
-            typer.echo(f"unhealthy: pid {pulse.pid} {pulse.complaint}", err=True)
+            typer.echo(f"unhealthy: pid {pulse.pid}: {pulse.complaint}", err=True)
             raise typer.Exit(1)
     for pulse in found:
         typer.echo(
@@ -138,15 +138,12 @@ def ray_workers(
     whose token is RAY_AUTH_TOKEN or in RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token.
     Exit code 0 if as many as wanted are enlisted, 1 if not (yet).
     """
-    from augserver import addresses
     from augserver.placement import ray_workers
     from augserver.placement.fleet import Fleet, resources_of
 
-    if workers and not addresses.is_address(server):
-        raise ConfigError(
-            f"server: got {server!r:.200}; wanted tcp://HOST:PORT, where the server listens for "
-            "workers (listen_workers), as the nodes see it"
-        )
+    if workers:
+        where = "where the server listens for workers (listen_workers), as the nodes see it"
+        check_dialled("server", server, where)
     wanted = Fleet(
         name=fleet,
         workers=workers,
@@ -162,6 +159,10 @@ def ray_workers(
     for each in placed:
         typer.echo(str(each))
     enlisted = sum(each.state == "enlisted" for each in placed)
-    typer.echo(f"{fleet}: {enlisted} of {len(placed)} workers enlisted")
+    if workers is None and not placed:
+        raise ConfigError(
+            f"fleet: got {fleet!r}, of which the cluster has no worker; to do: --workers"
+        )
+    typer.echo(f"fleet {fleet}: {enlisted} of {len(placed)} workers enlisted")
     if enlisted != (len(placed) if workers is None else workers):
         raise typer.Exit(1)

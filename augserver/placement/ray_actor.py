@@ -85,7 +85,7 @@ class RayWorker:
         """Have the worker say goodbye, so that what it holds goes to others at once."""
         self._ended = True
         if self._agent is not None:
-            self._agent.stop("Ray's fleet is made smaller")
+            self._agent.stop("Ray's fleet has no place for it any more")
         self._thread.join(_END_SECONDS)
 
 

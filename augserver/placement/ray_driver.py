@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
+from augserver.forkserver import die_with_parent
 from augserver.placement.fleet import Fleet, Placed
 from augserver.placement.ray_actor import RayWorker, placed_of
 
@@ -82,14 +83,19 @@ def placed(fleet: Fleet) -> list[Placed]:
     answers = [answer for _, answer in asked]
     if answers:
         ray.wait(answers, num_returns=len(answers), timeout=_ANSWER_SECONDS)
-    return [_heard(number, answer) for number, answer in asked]
+    return [_heard(fleet, number, answer) for number, answer in asked]
 
 
-def _heard(number: int, answer: Any) -> Placed:
+def _heard(fleet: Fleet, number: int, answer: Any) -> Placed:
     try:
         return placed_of(ray.get(answer, timeout=0))
     except GetTimeoutError:
-        return Placed(number, "waiting", remark="it is not placed yet, or its node does not answer")
+        wants = ", ".join(
+            f"{amount:g} {name}"
+            for name, amount in {"CPU": fleet.num_cpus, **fleet.resources}.items()
+        )
+        remark = f"no node has room for it yet (it wants {wants}), or its node does not answer"
+        return Placed(number, "waiting", remark=remark)
     except ActorUnavailableError:
         return Placed(number, "lost", remark="its node or process is gone; Ray starts it again")
     except RayError as error:
@@ -103,8 +109,13 @@ def _last_line(error: Exception) -> str:
     return lines[-1].strip()[:500] if lines else type(error).__name__
 
 
-def main(address: str, wait: float, word: str) -> None:
-    """Do what is wanted, wait for it to have happened, and print what has."""
+def main(parent: int, address: str, wait: float, word: str) -> None:
+    """Do what is wanted, wait for it to have happened, and print what has.
+
+    Args:
+        parent: Who has started this, and is to be outlived by nothing that is done here.
+    """
+    die_with_parent(parent)
     fleet = Fleet.of_word(word)
     ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     end = time.monotonic() + wait
@@ -120,4 +131,4 @@ def main(address: str, wait: float, word: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]), sys.argv[3])
+    main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4])

@@ -70,13 +70,13 @@ def place(
     env = _with_mode(environ, token)
     _reach(address)
     seconds = wait + _JOIN_SECONDS
-    arguments = [address, str(wait), fleet.to_word()]
+    arguments = [str(os.getpid()), address, str(wait), fleet.to_word()]
     code, said, noise = _run("augserver.placement.ray_driver", arguments, env, seconds)
     if code is None:
         reason = _refusal(noise, address)
         raise reason or ConnectTimeout(
-            f"the Ray cluster at {address} took more than {seconds:.0f} s: is the program on a "
-            "node of the cluster, and is that node alive?"
+            f"the Ray cluster at {address} took more than {seconds:.0f} s: is that the port of its "
+            "head node (`ray start --head --port=...`), and does this run on a node of the cluster?"
         )
     if code != 0:
         raise _refusal(noise, address) or NotPlaced(f"Ray at {address} failed: {_last_line(noise)}")

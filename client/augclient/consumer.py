@@ -20,6 +20,7 @@ from augclient.opening import Opening, Source
 from augclient.report import Report
 from augclient.request import Paths, SpecOptions, request
 from augproto import checks
+from augproto.addresses import check_dialled
 from augproto.errors import ConfigError
 from augproto.messages import ArraySpec, Bad
 from augproto.ring import MAX_SLOTS, MIN_SLOTS
@@ -164,6 +165,8 @@ class Consumer:
         self.timeout = _checked_timeout(timeout)
         if address is not None and not isinstance(address, str):
             raise ConfigError(f"address: got {address!r}; wanted text like 'ipc:///path'")
+        if address is not None:
+            check_dialled("address", address)
         self._finalizer = weakref.finalize(self, lambda: None)
         memory = access.checked(memory)
         if memory == access.AUTO:

@@ -56,10 +56,10 @@ class Keys:
         if key is None and server_key is None:
             return None
         if key is None or server_key is None:
-            missing = "key, the secret file of its own" if key is None else "server_key"
+            missing = "key, a secret file of one's own" if key is None else "server_key"
             raise ConfigError(
                 f"keys: got key={key!r:.200} and server_key={server_key!r:.200}; wanted both, or "
-                f"neither: {missing}, is missing"
+                f"neither (in a command: --key and --server-key); missing is {missing}"
             )
         public, secret = load_secret(Path(key))
         return cls(public, secret, load_public(Path(server_key)))
@@ -95,12 +95,18 @@ def load_secret(path: Path) -> tuple[bytes, bytes]:
 
 
 def load_public(path: Path) -> bytes:
-    """The public key in a file (a secret one has it as well).
+    """The public key in a file.
 
     Raises:
-        ConfigError: It holds none.
+        ConfigError: It holds none, or a secret one, which is nobody else's to have.
     """
-    return _load(path)[0]
+    public, secret, _ = _load(path)
+    if secret is not None:
+        raise ConfigError(
+            f"key: {path} holds a secret key; wanted NAME{PUBLIC}, the public one of whoever is to "
+            "be recognised. A secret that has left its owner should be made anew"
+        )
+    return public
 
 
 def load_allowed(paths: Iterable[str]) -> frozenset[bytes]:

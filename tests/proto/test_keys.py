@@ -25,8 +25,16 @@ def test_a_pair_of_files_is_a_secret_of_its_owner_and_a_public_key(
     secret, public = pair
     assert (secret, public) == (tmp_path / "me.key", tmp_path / "me.pub")
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
-    assert load_secret(secret)[0] == load_public(public) == load_public(secret)
+    assert load_secret(secret)[0] == load_public(public)
     assert load_secret(secret)[1].decode() not in public.read_text()
+
+
+def test_a_secret_file_in_the_place_of_a_public_one_is_refused(pair: tuple[Path, Path]) -> None:
+    """It would do; but then a secret lies where it should not."""
+    with pytest.raises(ConfigError, match=r"me\.key holds a secret key; wanted NAME\.pub"):
+        load_public(pair[0])
+    with pytest.raises(ConfigError, match="holds a secret key"):
+        load_allowed([str(pair[0])])
 
 
 def test_the_files_are_certificates_as_zeromq_has_them(pair: tuple[Path, Path]) -> None:

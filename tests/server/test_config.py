@@ -103,7 +103,12 @@ def test_an_empty_file_is_a_config() -> None:
 def test_every_key_but_those_of_the_program_is_known_in_a_file() -> None:
     for key in KEYS:
         texts = {"listen": "ipc:///x", "listen_workers": "ipc:///w", "roots": "/"}
-        texts |= {"key": "a.key", "allow_consumers": "a.pub", "allow_workers": "b.pub"}
+        texts |= {
+            "metrics": "127.0.0.1:9464",
+            "key": "a.key",
+            "allow_consumers": "a.pub",
+            "allow_workers": "b.pub",
+        }
         switches = {"insecure": True, "encrypt_loopback": True}
         value: Any = (texts | switches | {"allow_transforms": "a:b", "max_slots": 2}).get(key, 1)
         value = "scipy" if key == "kernels" else value

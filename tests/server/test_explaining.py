@@ -222,3 +222,25 @@ def test_a_value_that_is_refused_is_no_explanation(folder: Path) -> None:
     replaced(folder, "workers = 1", "workers = 'one'")
     with pytest.raises(ConfigError, match=r"server\.workers: got 'one'; wanted a whole number"):
         explained(folder)
+
+
+def test_lists_of_guests_without_a_door_are_warned_of(tmp_path: Path) -> None:
+    keys.generate(tmp_path, "guest")
+    file = tmp_path / "augserver.toml"
+    file.write_text(
+        """
+        [server]
+        listen = ["ipc:///tmp/x.sock"]
+        allow_workers = ["guest.pub"]
+        allow_consumers = ["guest.pub"]
+        metrics = "0.0.0.0:9464"
+        """
+    )
+    explained = explain(gather(file, {}, {}))
+    warned = " ".join(explained.warnings)
+    assert "no worker can dial in: nothing is said of listen_workers" in warned
+    assert "nobody is asked for a key" in warned
+    assert explained.addresses[-1] == (
+        "http://0.0.0.0:9464/metrics (figures for Prometheus): every machine that reaches that "
+        "interface"
+    )

@@ -85,6 +85,8 @@ class Image:
                 else:
                     cmd = tuple(json.loads(rest))
         env["PATH"] = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+        # In the place of the wheel: the tree that is under test.
+        env["PYTHONPATH"] = ":".join(map(str, (ROOT, ROOT / "client", ROOT / "proto")))
         return cls(entrypoint, cmd, env, files)
 
 
@@ -142,13 +144,17 @@ class Pod:
             stdout=subprocess.PIPE,
         )
         assert self._pause.stdout is not None
-        assert self._pause.stdout.readline() == b"holds\n"
+        if self._pause.stdout.readline() != b"holds\n":
+            self._pause.kill()
+            raise AssertionError(f"no place for a pod in {self._folder}")
         return self
 
     def __exit__(self, *error: object) -> None:
-        for name in reversed(self._running):
-            self.end(name)
-        self._pause.kill()
+        try:
+            for name in reversed(self._running):
+                self.end(name)
+        finally:
+            self._pause.kill()
         self._pause.wait(10)
         assert self._pause.stdout is not None
         self._pause.stdout.close()
@@ -215,7 +221,14 @@ class Pod:
             except subprocess.TimeoutExpired:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-        return process.wait(10)
+        code = process.wait(10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # whom it has left behind
+        return code
+
+    def pid(self, name: str) -> int:
+        """Of a container's first process."""
+        return self._running[name].pid
 
     def log(self, name: str) -> Path:
         """What it has said."""

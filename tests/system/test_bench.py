@@ -177,7 +177,9 @@ def test_ctrl_c_leaves_neither_processes_nor_files(tmp_path: Path) -> None:
     below = descendants(running.pid)
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does
     _, err = running.communicate(timeout=60)
-    assert running.returncode == 130, err
+    # Both are 130 to a shell. (Python ends by the signal itself where KeyboardInterrupt has come
+    # within an exec of text, as namedtuple does one, whoever has caught it since.)
+    assert running.returncode in (130, -signal.SIGINT), err
     assert err.splitlines()[-1] == INTERRUPTED
     assert "Traceback" not in err
     wait_until(

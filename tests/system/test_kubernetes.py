@@ -20,7 +20,7 @@ from hosts import Host, Hosts
 from manifests import KUBERNETES, generators, pod_specs
 from noise import digest_of, write_noise
 from pods import Image, Pod, without_pods
-from processes import wait_until
+from processes import alive, descendants, wait_until
 
 from augclient import Consumer
 
@@ -188,12 +188,18 @@ def test_a_server_and_workers_run_as_their_manifests_say_serve_an_epoch_by_frame
         assert figures['augserver_worker_busy_seconds_total{where="remote"}'] > 0
         assert figures["augserver_batches_total"] >= 2 * SAMPLES // 64
 
+        below = descendants(worker.pid("worker"))
+        assert len(below) == 3, "a forkserver and two workers"
         assert worker.end("worker") == 0
+        assert not any(map(alive, below))
         wait_until(
             lambda: _figures(three, one)['augserver_workers{where="remote"}'] == 0,
             "workers that were ended are gone at once",
         )
+        below = descendants(server.pid("augserver"))
+        assert len(below) == 3
         assert server.end("augserver") == 0
+        assert not any(map(alive, below))
 
 
 def test_a_sidecar_run_as_its_manifest_says_shares_its_memory_with_the_trainer(
