@@ -505,7 +505,7 @@ def test_an_address_that_is_none_ends_the_agent_with_a_word(tmp_path: Path) -> N
     with agent(tmp_path, "nowhere", 1) as remote:
         assert remote.process.wait(60) == 2
         assert "connect: got 'nowhere'" in remote.log()
-        assert "wanted tcp://HOST:PORT" in remote.log()
+        assert "tcp://HOST:PORT, where the server listens for workers" in remote.log()
 
 
 def test_the_health_of_an_agent_is_whether_a_worker_of_it_is_enlisted(
