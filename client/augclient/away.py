@@ -102,9 +102,11 @@ class Patience:
         if self._bye:
             return ServerLost(
                 f"the server at {self._address} has ended: {self._bye}. None has come in its place "
-                f"for {now - self._since:.0f} s; {waited}"
+                f"for {now - self._since:.0f} s; {waited}; to do: start it again, or wait longer "
+                "(timeout=)"
             )
         return ServerLost(
             f"the server at {self._address} has not answered for {now - self._since:.0f} s: it was "
-            f"killed, stopped, or its machine is gone; {waited}"
+            f"killed, stopped, or its machine is gone; {waited}; to do: `augserver health` there, "
+            "and its log; or wait longer (timeout=)"
         )

@@ -157,8 +157,12 @@ def generate(folder: Path, name: str) -> tuple[Path, Path]:
     Raises:
         ConfigError: They cannot be written, or are there already: a key is never written over.
     """
-    if not name or name != os.path.basename(name) or name.startswith("."):
-        raise ConfigError(f"keygen: got the name {name!r:.80}; wanted one for a file, without /")
+    bare = name and name == os.path.basename(name) and not name.startswith(".")
+    if not bare or name.endswith((SECRET, PUBLIC)):
+        raise ConfigError(
+            f"keygen: got the name {name!r:.80}; wanted one for two files, without / and without "
+            f"{SECRET} or {PUBLIC}, which they end in"
+        )
     public, secret = zmq.curve_keypair()
     paths = paths_of(folder, name)
     head = f"#   augserver: {name}'s "
@@ -172,7 +176,11 @@ def generate(folder: Path, name: str) -> tuple[Path, Path]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in paths:
             if path.exists():
-                raise FileExistsError(0, "is there already, and may be in use", str(path))
+                raise FileExistsError(
+                    0,
+                    "is there already, and may be in use; to do: another name, or --keep",
+                    str(path),
+                )
         for path, text, mode in zip(paths, texts, (0o600, 0o644), strict=True):
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
             with os.fdopen(fd, "w") as file:
