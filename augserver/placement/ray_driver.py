@@ -1,4 +1,4 @@
-"""A program of its own, which talks to Ray: `python -m augserver.placement.ray_driver WORD`.
+"""A program of its own, which talks to Ray: `... ray_driver PARENT ADDRESS SECONDS FLEET`.
 
 Its parent (`ray_workers`) gives it time, and ends it when that is over: of what Ray's client waits
 for, not everything has a deadline. It prints one line of JSON.
@@ -90,16 +90,19 @@ def _heard(fleet: Fleet, number: int, answer: Any) -> Placed:
     try:
         return placed_of(ray.get(answer, timeout=0))
     except GetTimeoutError:
-        wants = ", ".join(
-            f"{amount:g} {name}"
-            for name, amount in {"CPU": fleet.num_cpus, **fleet.resources}.items()
-        )
-        remark = f"no node has room for it yet (it wants {wants}), or its node does not answer"
+        remark = f"no node has room for it yet{_wants(fleet)}, or its node does not answer"
         return Placed(number, "waiting", remark=remark)
     except ActorUnavailableError:
         return Placed(number, "lost", remark="its node or process is gone; Ray starts it again")
     except RayError as error:
         return Placed(number, "failed", remark=_last_line(error))
+
+
+def _wants(fleet: Fleet) -> str:
+    if fleet.workers is None:  # whoever only asks has not said it
+        return ""
+    amounts = {"CPU": fleet.num_cpus, **fleet.resources}
+    return f" (it wants {', '.join(f'{amount:g} {name}' for name, amount in amounts.items())})"
 
 
 def _last_line(error: Exception) -> str:
