@@ -283,6 +283,11 @@ class Pod:
             source = self._volumes[mount["name"]] / mount.get("subPath", "")
             target = f"{root}{mount['mountPath']}"
             lines += _mounted(source, Path(target), read_only=bool(mount.get("readOnly")))
+        # After the volumes: all of this may lie below /tmp, over which one is mounted.
+        own = {sys.base_prefix, sys.prefix, str(ROOT)}
+        for path in sorted(own):
+            if not path.startswith("/usr/"):
+                lines += _mounted(Path(path), Path(f"{root}{path}"), read_only=True)
         if container["securityContext"].get("readOnlyRootFilesystem"):
             lines.append(f"mount -o remount,ro {root}")
         words = list(container.get("command") or image.entrypoint)
@@ -315,9 +320,7 @@ def _root_of(root: Path, image: Image, names: Mapping[str, str]) -> Iterator[str
             yield f"ln -s {os.readlink(here)} {root}/{name}"
         elif here.is_dir():
             yield from _mounted(here, root / name, read_only=True)
-    own = {sys.base_prefix, sys.prefix, str(ROOT)}
-    files = {path: Path(path) for path in sorted(own) if not path.startswith("/usr/")}
-    for inside, path in {**files, **image.files}.items():
+    for inside, path in image.files.items():
         yield from _mounted(path, Path(f"{root}{inside}"), read_only=True)
     yield f"mkdir -p {root}/etc/augserver {root}/srv/augserver {root}/tmp {root}/proc {root}/sys"
     for name in _ETC:
