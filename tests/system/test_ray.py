@@ -247,7 +247,7 @@ def test_tokens_versions_rooms_and_keys_that_do_not_fit_are_refused_with_the_rea
         assert unsaid.returncode == 2
         assert "RAY_AUTH_MODE: got ''; wanted token" in unsaid.stderr
 
-        many = site.ray_workers("--workers", str(CPUS + 1), "--wait", "8")
+        many = site.ray_workers("--workers", str(CPUS + 1), "--wait", "4")
         assert many.returncode == 1
         assert f"worker {CPUS}: waiting; " in many.stdout, _said(many)
         nowhere = ("--key", "/nowhere.key", "--server-key", "/nowhere.pub")

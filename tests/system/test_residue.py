@@ -15,7 +15,7 @@ from augclient import Consumer
 
 #: The first of them; `make residue` plays 200. A failing one is repeated by its seed:
 #: `python tests/support/residue_rounds.py 1 SEED`.
-ROUNDS = 25
+ROUNDS = 12
 
 
 @pytest.mark.slow
