@@ -21,7 +21,7 @@ _IN_A_WORKER = (
 )
 
 
-class TorchDataset(IterableDataset[Any]):
+class TorchDataset(IterableDataset[Any]):  # type: ignore[misc]  # mypy is not shown torch
     """Finished batches as tensors that lie in the ring, for a loop or a `DataLoader`.
 
     ::

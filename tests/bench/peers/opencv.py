@@ -81,7 +81,8 @@ def read(path: str, size: tuple[int, int]) -> Array:
     picture = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     if picture is None:
         raise ValueError(f"{path} cannot be decoded")
-    return cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST)
+    resized: Array = cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST)
+    return resized
 
 
 def orders(work: Work, rng: np.random.Generator) -> Iterator[Array]:
