@@ -19,7 +19,7 @@ import ray
 from augproto.errors import AugError, VersionMismatch
 from augserver.agent import Agent
 from augserver.dial import Orders
-from augserver.placement.fleet import Fleet, Placed
+from augserver.placement.fleet import Fleet
 
 #: Seconds for the agent to end.
 _END_SECONDS = 3.0
@@ -96,8 +96,3 @@ def _check_version(wanted: str) -> None:
             f"the node {socket.gethostname()} has augserver {here}, whoever asked for workers has "
             f"{wanted}: install the same version on both"
         )
-
-
-def placed_of(said: dict[str, Any]) -> Placed:
-    """What `RayWorker.state` has said."""
-    return Placed(**said)

@@ -17,7 +17,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
 from augserver.forkserver import die_with_parent
 from augserver.placement.fleet import Fleet, Placed
-from augserver.placement.ray_actor import RayWorker, placed_of
+from augserver.placement.ray_actor import RayWorker
 
 NAMESPACE = "augserver"
 #: Seconds for a worker's answer, and for one to say goodbye.
@@ -88,7 +88,7 @@ def placed(fleet: Fleet) -> list[Placed]:
 
 def _heard(fleet: Fleet, number: int, answer: Any) -> Placed:
     try:
-        return placed_of(ray.get(answer, timeout=0))
+        return Placed(**ray.get(answer, timeout=0))
     except GetTimeoutError:
         remark = f"no node has room for it yet{_wants(fleet)}, or its node does not answer"
         return Placed(number, "waiting", remark=remark)

@@ -83,11 +83,6 @@ def place(
     return [Placed(**each) for each in json.loads(said.splitlines()[-1])]
 
 
-def this_version() -> str:
-    """Of augserver here."""
-    return importlib.metadata.version("augserver")
-
-
 def _check_ray() -> None:
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("Ray is not installed: pip install 'augserver[ray]'")
